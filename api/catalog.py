@@ -1,0 +1,105 @@
+"""The catalog in memory: models, offers and backends, as the database has them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from skyfleet.db.repositories import CatalogRepository, ModelRepository
+from skyfleet.db.session import Database
+from skyfleet.db.tables import BackendRow, ModelRow
+from skyfleet.domain.offers import Offer
+
+_log = logging.getLogger("skyfleet.api")
+
+#: Older than this, the next question has it read anew in the background.
+_FRESH_SECONDS: Final = 3.0
+#: Older than this, the next question waits until it is read anew.
+_STALE_SECONDS: Final = 30.0
+#: A question that misses something has the catalog read again, but no more often than this.
+_MISS_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The catalog at one moment. `verdicts` remembers what requests of the same shape were answered from it."""
+
+    models: dict[str, ModelRow]
+    offers: list[Offer]
+    backends: dict[str, BackendRow]
+    sandbox: bool
+    version: tuple[Any, ...]
+    verdicts: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether any cloud's offers are there."""
+        return bool(self.offers)
+
+
+def names(values: Sequence[str | None] | set[str | None] | set[str]) -> list[str]:
+    """Distinct names in order."""
+    return sorted({value for value in values if value is not None})
+
+
+class Catalog:
+    """Reads the catalog when asked and at most every few seconds; a reading is shared by all who wait for it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._snapshot: Snapshot | None = None
+        self._read_at = 0.0
+        self._reading: asyncio.Task[Snapshot] | None = None
+
+    async def snapshot(self) -> Snapshot:
+        """The catalog, at most `_STALE_SECONDS` old."""
+        age = time.monotonic() - self._read_at
+        if self._snapshot is None or age > _STALE_SECONDS or (age > _FRESH_SECONDS and not self._snapshot.loaded):
+            return await self._read()
+        if age > _FRESH_SECONDS:
+            self._start_reading()
+        return self._snapshot
+
+    async def refreshed(self) -> Snapshot:
+        """The catalog as it is now, for a question that the remembered one could not answer."""
+        if self._snapshot is not None and time.monotonic() - self._read_at < _MISS_SECONDS:
+            return self._snapshot
+        return await self._read()
+
+    def forget(self) -> None:
+        """It was changed by this process: read it anew for the next question."""
+        self._read_at = float("-inf")
+        self._reading = None  # what is being read may be from before the change
+
+    async def _read(self) -> Snapshot:
+        # A reader that goes away must not take the reading from the others.
+        return await asyncio.shield(self._start_reading())
+
+    def _start_reading(self) -> asyncio.Task[Snapshot]:
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_once())
+            self._reading.add_done_callback(_consume)
+        return self._reading
+
+    async def _read_once(self) -> Snapshot:
+        started = time.monotonic()
+        async with self._database.transaction() as session:
+            catalog = CatalogRepository(session)
+            version = await catalog.fingerprint()
+            if self._snapshot is None or self._snapshot.version != version:
+                models = {row.id: row for row in await ModelRepository(session).all()}
+                offers = await catalog.offers()
+                backends = {row.name: row for row in await catalog.backends()}
+                sandbox = bool(backends) and all(row.sandbox for row in backends.values())
+                self._snapshot = Snapshot(models, offers, backends, sandbox, version)
+        self._read_at = started
+        return self._snapshot
+
+
+def _consume(task: asyncio.Task[Snapshot]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("the catalog could not be read: %s", error)

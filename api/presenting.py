@@ -1,0 +1,170 @@
+"""Rows as the views that the API answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote
+
+from skyfleet.db.tables import ApiKeyRow, AttemptRow, LaunchRow, ModelRow, NodeRow, utcnow
+from skyfleet.domain import ids
+from skyfleet.domain.cost import interval_cost
+from skyfleet.domain.errors import ClassifiedError
+from skyfleet.domain.launches import progress_of, stage_marks
+from skyfleet.domain.states import STAGE_LABEL, AttemptState, LaunchStage, LaunchStatus, Market, NodeStatus, Role
+from skyfleet.domain.views import (
+    ApiKeyView,
+    AttemptView,
+    LaunchStatusView,
+    LaunchSummary,
+    ModelView,
+    NodeInfo,
+)
+from skyfleet.settings import Settings
+
+
+def model_view(row: ModelRow) -> ModelView:
+    """A model of the catalog."""
+    return ModelView.model_validate(row, from_attributes=True)
+
+
+def _reached(row: LaunchRow) -> set[LaunchStage]:
+    return {LaunchStage(stage) for stage in row.reached}
+
+
+def _summary(row: LaunchRow) -> dict[str, Any]:
+    spec = row.spec
+    stage = LaunchStage(row.stage)
+    return {
+        "job_id": row.id,
+        "status": LaunchStatus(row.status),
+        "stage": stage,
+        "progress": 100 if stage is LaunchStage.READY else progress_of(_reached(row)),
+        "model_name": row.model_name,
+        # Before the first attempt: what was asked for.
+        "provider": row.provider or spec.get("provider"),
+        "region": row.region or spec.get("region"),
+        "zone": row.zone or spec.get("zone"),
+        "instance_type": row.instance_type or spec.get("instance_type"),
+        "market": None if row.market is None else Market(row.market),
+        "hourly_price": row.hourly_price,
+        "attempt_count": row.attempt_count,
+        "deployment": row.deployment,
+        "engine": row.engine or spec.get("engine"),
+        "tenant": row.tenant,
+        "requested_by": row.principal,
+        "error_message": (row.error or {}).get("message"),
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+        "ended_at": row.ended_at,
+        "sandbox": row.sandbox,
+    }
+
+
+def launch_summary(row: LaunchRow) -> LaunchSummary:
+    """One line of the history."""
+    return LaunchSummary(**_summary(row))
+
+
+def launch_status(
+    row: LaunchRow,
+    attempts: Sequence[AttemptRow],
+    node: NodeRow | None,
+    settings: Settings,
+    live: dict[str, Any] | None,
+) -> LaunchStatusView:
+    """All that is known of a launch."""
+    now = utcnow()
+    stage = LaunchStage(row.stage)
+    error = None if row.error is None else ClassifiedError.model_validate(row.error)
+    views = [_attempt_view(item, node, now) for item in attempts]
+    workflow_id = ids.launch_workflow_id(row.id)
+    return LaunchStatusView(
+        **_summary(row),
+        stage_label=STAGE_LABEL[stage],
+        stages=[mark.line for mark in stage_marks(stage, _reached(row))],
+        attempts=views,
+        cancel_requested=row.cancel_requested_at is not None,
+        requested={**row.spec, "env": sorted(row.spec.get("env", {}))},
+        node_id=row.node_id,
+        cluster_name=row.cluster_name,
+        endpoint_url=None if node is None else node.endpoint_url,
+        cost=sum((view.cost for view in views), Decimal(0)),
+        error=error,
+        raw_error=None if error is None else error.raw,
+        workflow_id=workflow_id,
+        workflow_url=(
+            f"{settings.temporal_ui_url.rstrip('/')}/namespaces/{quote(settings.temporal_namespace, safe='')}"
+            f"/workflows/{quote(workflow_id, safe='')}"
+        ),
+        live=live,
+    )
+
+
+def _attempt_view(row: AttemptRow, node: NodeRow | None, now: datetime) -> AttemptView:
+    ended = row.closed_at
+    if ended is None and node is not None and node.attempt == row.number:
+        ended = node.terminated_at
+    return AttemptView(
+        number=row.number,
+        state=AttemptState(row.state),
+        provider=row.cloud,
+        region=row.region,
+        zone=row.zone,
+        instance_type=row.instance_type,
+        market=Market(row.market),
+        hourly_price=row.hourly_price,
+        cluster_name=row.cluster_name,
+        opened_at=row.opened_at,
+        created_at=row.created_at,
+        running_at=row.running_at,
+        closed_at=row.closed_at,
+        cost=Decimal(0) if row.created_at is None else interval_cost(row.hourly_price, row.created_at, ended or now),
+        error=None if row.error is None else ClassifiedError.model_validate(row.error),
+    )
+
+
+def node_info(row: NodeRow) -> NodeInfo:
+    """One node."""
+    return NodeInfo(
+        node_id=row.id,
+        cluster_name=row.cluster_name,
+        launch_id=row.launch_id,
+        status=NodeStatus(row.status),
+        status_message=row.status_message,
+        health_score=row.health_score,
+        last_heartbeat_at=row.last_heartbeat_at,
+        endpoint_url=row.endpoint_url,
+        model_name=row.model_name,
+        deployment=row.deployment,
+        engine=row.engine,
+        provider=row.provider,
+        region=row.region,
+        zone=row.zone,
+        instance_type=row.instance_type,
+        gpu_type=row.gpu_type,
+        market=Market(row.market),
+        cost_per_hour=row.hourly_price,
+        cost=interval_cost(row.hourly_price, row.billed_from, row.terminated_at or utcnow()),
+        registered_at=row.registered_at,
+        terminated_at=row.terminated_at,
+        tenant=row.tenant,
+        sandbox=row.sandbox,
+    )
+
+
+def api_key_view(row: ApiKeyRow) -> ApiKeyView:
+    """An API key without its secret."""
+    return ApiKeyView(
+        id=row.id,
+        name=row.name,
+        role=Role(row.role),
+        tenant=row.tenant,
+        created_by=row.created_by,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+    )

@@ -1,0 +1,98 @@
+"""Nodes, for people: list, look, terminate."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+
+from api.paging import Cursor, Limit, decode_cursor, encode_cursor
+from api.presenting import node_info
+from api.problems import ProblemError, not_found
+from api.schemas import TerminateRequest
+from api.security import Operator, Principal, Viewer, remote
+from api.services import TALK_TIMEOUT_S, Svc
+from api.temporal import CommandRefused, WorkflowsUnavailable
+from skyfleet.db.repositories import AuditRepository, NodeRepository
+from skyfleet.db.tables import NodeRow, utcnow
+from skyfleet.domain.messages import TerminateNode
+from skyfleet.domain.states import NodeStatus
+from skyfleet.domain.views import CommandAccepted, NodeInfo, NodeList
+
+_log = logging.getLogger("skyfleet.api")
+
+router = APIRouter(prefix="/admin/nodes", tags=["nodes"])
+
+NodeName = Annotated[str, Path(max_length=200, description="Cluster name or node id.")]
+
+
+def _seen(node: NodeRow | None, principal: Principal, name: str) -> NodeRow:
+    if node is None or principal.scope not in (None, node.tenant):
+        raise not_found(f"no node {name!r}")
+    return node
+
+
+@router.get("", response_model=NodeList, summary="List nodes")
+async def nodes(
+    services: Svc,
+    principal: Viewer,
+    status: Annotated[list[NodeStatus] | None, Query(max_length=10)] = None,
+    model_name: Annotated[str | None, Query(max_length=200)] = None,
+    provider: Annotated[str | None, Query(max_length=200)] = None,
+    deployment: Annotated[str | None, Query(max_length=200)] = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> NodeList:
+    """Newest first."""
+    async with services.database.transaction() as session:
+        rows = await NodeRepository(session).page(
+            statuses=[item.value for item in status or ()],
+            model_name=model_name,
+            provider=provider,
+            deployment=deployment,
+            tenant=principal.scope,
+            before=decode_cursor(cursor),
+            limit=limit + 1,
+        )
+    shown = rows[:limit]
+    following = encode_cursor(shown[-1].registered_at, shown[-1].id) if len(rows) > limit else None
+    return NodeList(nodes=[node_info(row) for row in shown], next=following)
+
+
+@router.get("/{name}/status", response_model=NodeInfo, summary="One node")
+async def node_status(services: Svc, principal: Viewer, name: NodeName) -> NodeInfo:
+    """One node, by its cluster name or node id."""
+    async with services.database.transaction() as session:
+        return node_info(_seen(await NodeRepository(session).find(name), principal, name))
+
+
+@router.post("/{name}/terminate", status_code=202, response_model=CommandAccepted, summary="Terminate a node")
+async def terminate(
+    request: Request, services: Svc, principal: Operator, name: NodeName, body: TerminateRequest | None = None
+) -> CommandAccepted:
+    """Accept the end of a node. It is `terminated` only after the cloud confirmed that the machine is gone."""
+    reason = body.reason if body else ""
+    async with services.database.transaction() as session:
+        node = _seen(await NodeRepository(session).find(name, lock=True), principal, name)
+        if node.status == NodeStatus.TERMINATED.value:
+            return CommandAccepted(status=node.status, subject=node.id)
+        if node.terminate_requested_at is None:
+            node.terminate_requested_at = utcnow()
+            node.terminate_requested_by = principal.name
+            AuditRepository(session).add(
+                principal=principal.name,
+                action="node.terminate",
+                subject=node.id,
+                outcome="accepted",
+                detail={"cluster_name": node.cluster_name, "reason": reason},
+                remote=remote(request),
+            )
+    command = TerminateNode(requested_by=node.terminate_requested_by or principal.name, reason=reason)
+    try:
+        await services.workflows.terminate_node(node.workflow_input(), command, timeout_s=TALK_TIMEOUT_S)
+    except CommandRefused as error:
+        raise ProblemError(409, f"{node.id} cannot be terminated: {error}") from error
+    except WorkflowsUnavailable as error:
+        _log.warning("the end of %s is written down, the sweep will deliver it: %s", node.id, error)
+    return CommandAccepted(status=NodeStatus.TERMINATING.value, subject=node.id)

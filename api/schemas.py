@@ -1,0 +1,310 @@
+"""What requests carry. A person's request with an unknown field is refused; an agent of another version is heard."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from skyfleet.domain.launches import Deadlines, Fallback
+from skyfleet.domain.states import AGENT_STAGES, MarketPolicy, Role
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+_LENIENT = ConfigDict(extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
+
+_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+_ENV_NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
+_ENV_MAX = 100
+_ENV_VALUE_MAX_BYTES = 8192
+_RESERVED_ENV_PREFIX = "SKYFLEET_"
+
+#: Deployment and tag names: letters, digits, dots, dashes and underscores, as every cloud's tags allow.
+Name = Annotated[str, Field(pattern=_NAME, max_length=63)]
+Word = Annotated[str, Field(min_length=1, max_length=200)]
+ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$", max_length=200)]
+Scalar = Annotated[str, Field(max_length=2000)] | bool | int | float
+
+
+class LaunchRequest(BaseModel):
+    """Ask for one node. What is left out of provider, region and instance type may be any."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "model_name": "meta-llama/Llama-3.1-8B-Instruct",
+                    "provider": "azure",
+                    "region": "eastus",
+                    "instance_type": "Standard_NV36ads_A10_v5",
+                },
+                {
+                    "model_name": "meta-llama/Llama-3.1-8B-Instruct",
+                    "provider": "aws",
+                    "region": "us-east-1",
+                    "instance_type": "g5.xlarge",
+                    "use_spot": True,
+                    "fallback": {"regions": "any", "on_demand": True},
+                    "max_hourly_cost": "1.50",
+                },
+            ]
+        },
+    )
+
+    model_name: Word = Field(description="Id of a model of the catalog.")
+    provider: Word | None = Field(default=None, description="Cloud; any if left out.")
+    region: Word | None = None
+    zone: Word | None = Field(default=None, description="Needs a region.")
+    instance_type: Word | None = None
+    gpu: Word | None = Field(default=None, description="GPU by name, when no instance type is given.")
+    use_spot: bool = Field(default=False, description="Buy spot; `fallback.on_demand` allows on-demand after that.")
+    fallback: Fallback = Fallback()
+    max_hourly_cost: Decimal | None = Field(
+        default=None, gt=0, le=100_000, decimal_places=6, description="US dollars an hour for the machine, at most."
+    )
+    deployment: Name | None = None
+    engine: Name | None = Field(default=None, description="Inference server; the cloud's default if left out.")
+    engine_args: dict[Annotated[str, Field(max_length=200)], Any] | list[Scalar] = Field(
+        default=[], max_length=200, description="Arguments of the engine, as an object or as an argument vector."
+    )
+    engine_command: list[Annotated[str, Field(max_length=4000)]] = Field(
+        default=[], max_length=200, description="The argument vector of the engine `command`."
+    )
+    env: dict[str, str] = Field(default={}, description="Environment of the engine; the values are never shown again.")
+    deadlines: Deadlines = Deadlines()
+    max_attempts: int = Field(default=20, ge=1, le=200)
+    tags: dict[Name, Annotated[str, Field(max_length=255)]] = Field(default={}, max_length=50)
+
+    @field_validator("env")
+    @classmethod
+    def _check_env(cls, env: dict[str, str]) -> dict[str, str]:
+        if len(env) > _ENV_MAX:
+            raise ValueError(f"has {len(env)} variables; at most {_ENV_MAX} are allowed")
+        for name, value in env.items():
+            if _ENV_NAME.fullmatch(name) is None or len(name) > 255:
+                raise ValueError(f"{name[:80]!r} is no variable name: capital letters, digits and _ only")
+            if name.startswith(_RESERVED_ENV_PREFIX):
+                raise ValueError(f"{name[:80]} is reserved: {_RESERVED_ENV_PREFIX}… belongs to the node agent")
+            if len(value.encode("utf-8", "surrogatepass")) > _ENV_VALUE_MAX_BYTES:
+                raise ValueError(f"the value of {name[:80]} is over {_ENV_VALUE_MAX_BYTES} bytes")
+        return env
+
+    @field_validator("fallback")
+    @classmethod
+    def _check_fallback(cls, fallback: Fallback) -> Fallback:
+        for names in (fallback.regions, fallback.clouds):
+            if isinstance(names, list) and len(names) > 100:
+                raise ValueError("names more than 100 places; `any` means all of them")
+        return fallback
+
+    @model_validator(mode="after")
+    def _check_zone(self) -> Self:
+        if self.zone is not None and self.region is None:
+            raise ValueError("zone: a zone is part of a region; name the region as well")
+        return self
+
+    @property
+    def market(self) -> MarketPolicy:
+        """Which markets the request may buy from."""
+        if not self.use_spot:
+            return MarketPolicy.ON_DEMAND
+        return MarketPolicy.SPOT_THEN_ON_DEMAND if self.fallback.on_demand else MarketPolicy.SPOT
+
+
+class ModelRequest(BaseModel):
+    """Put a model into the catalog. `vram_required_gb` or `parameters` must be given."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        json_schema_extra={"examples": [{"id": "meta-llama/Llama-3.1-8B-Instruct", "parameters": 8_030_000_000}]},
+    )
+
+    id: ModelId = Field(description="The name that launches give, as on the model's hub.")
+    name: Word | None = None
+    family: Word | None = None
+    size: Annotated[str, Field(max_length=20)] | None = None
+    parameters: int | None = Field(default=None, ge=1, le=100_000_000_000_000)
+    context_length: int | None = Field(default=None, ge=1, le=2_000_000_000)
+    vram_required_gb: float | None = Field(default=None, ge=0, le=100_000, description="GPU memory that serving takes.")
+    source: Annotated[str, Field(max_length=2000)] | None = Field(
+        default=None, description="Where the weights are: a hub id, a bucket URL or a path. Default: the id."
+    )
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        if self.vram_required_gb is None and self.parameters is None:
+            raise ValueError("vram_required_gb: give it, or `parameters` to derive it from")
+        return self
+
+
+class TerminateRequest(BaseModel):
+    """Why a node is ended. The body may be left out."""
+
+    model_config = _STRICT
+
+    reason: Annotated[str, Field(max_length=500)] = ""
+
+
+class ApiKeyRequest(BaseModel):
+    """Make an API key."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        hide_input_in_errors=True,
+        json_schema_extra={"examples": [{"name": "ci", "role": "operator", "tenant": "research"}]},
+    )
+
+    name: Name
+    role: Role
+    tenant: Name = "default"
+    expires_at: AwareDatetime | None = None
+
+
+def _endpoint(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port:
+        raise ValueError("must be http:// or https:// with a host and a port")
+    if parts.username is not None or parts.query or parts.fragment or any(char.isspace() for char in url):
+        raise ValueError("must be an address without user, query or fragment")
+    if re.fullmatch(r"[A-Za-z0-9._-]+", parts.hostname) is None:
+        ipaddress.ip_address(parts.hostname.partition("%")[0])
+    return url
+
+
+class StageReport(BaseModel):
+    """A stage that the agent reached, and when."""
+
+    model_config = _LENIENT
+
+    stage: Annotated[str, Field(max_length=40)]
+    at: AwareDatetime
+
+
+class RegisterRequest(BaseModel):
+    """The agent's registration. Fields of a newer agent are ignored."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "provider": "azure",
+                    "region": "eastus",
+                    "model_name": "meta-llama/Llama-3.1-8B-Instruct",
+                    "endpoint_url": "http://10.0.0.4:8000",
+                    "gpu_type": "A10",
+                    "instance_type": "Standard_NV36ads_A10_v5",
+                    "spot_instance": False,
+                    "registration_token": "the token that the machine was booted with",
+                }
+            ]
+        },
+    )
+
+    provider: Word
+    region: Word
+    model_name: Word
+    endpoint_url: Annotated[str, Field(max_length=500), AfterValidator(_endpoint)]
+    gpu_type: Annotated[str, Field(max_length=200)] | None = None
+    instance_type: Word
+    spot_instance: bool = False
+    registration_token: Annotated[str, Field(min_length=1, max_length=500)]
+    engine: Annotated[str, Field(max_length=100)] | None = None
+    agent_version: Annotated[str, Field(max_length=100)] | None = None
+    stages: list[StageReport] = Field(default=[], max_length=20)
+
+
+class NodeStageReport(BaseModel):
+    """A stage that the agent reached on its way to registration, or `ENGINE_FAILED`."""
+
+    model_config = _LENIENT
+
+    stage: Literal["INSTALLING", "LOADING_MODEL", "STARTING_ENGINE", "ENGINE_FAILED"]
+    at: AwareDatetime
+    detail: Annotated[str, Field(max_length=4000)] = ""
+    log_tail: list[Annotated[str, Field(max_length=4000)]] = Field(default=[], max_length=200)
+
+
+assert {stage.value for stage in AGENT_STAGES} | {"ENGINE_FAILED"} == set(
+    NodeStageReport.model_fields["stage"].annotation.__args__  # type: ignore[union-attr]
+)
+
+_Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+_Figure = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class EngineFigures(BaseModel):
+    """The engine, as the agent polls it. `kv_cache_usage` is a fraction of 1."""
+
+    model_config = _LENIENT
+
+    healthy: bool
+    running: _Count | None = None
+    waiting: _Count | None = None
+    kv_cache_usage: _Figure | None = None
+    tokens_per_second: _Figure | None = None
+
+
+class GpuFigures(BaseModel):
+    """One GPU. `utilization` in percent, memory in GB, temperature in degrees Celsius."""
+
+    model_config = _LENIENT
+
+    index: _Count
+    name: Annotated[str, Field(max_length=200)] = ""
+    utilization: _Figure | None = None
+    memory_used_gb: _Figure | None = None
+    memory_total_gb: _Figure | None = None
+    temperature_c: float | None = Field(default=None, ge=-300, le=10_000)
+
+
+class AgentFigures(BaseModel):
+    """The agent itself."""
+
+    model_config = _LENIENT
+
+    version: Annotated[str, Field(max_length=100)] = ""
+    uptime_s: _Figure | None = None
+    engine_restarts: _Count = 0
+
+
+class HeartbeatRequest(BaseModel):
+    """A heartbeat. `sequence` grows with each; one that is not above the last is not written down."""
+
+    model_config = _LENIENT
+
+    at: AwareDatetime
+    sequence: int = Field(ge=0, le=2_147_483_647)
+    engine: EngineFigures
+    gpus: list[GpuFigures] = Field(default=[], max_length=64)
+    agent: AgentFigures = AgentFigures()
+
+
+class TerminationWarning(BaseModel):
+    """The cloud's notice that the machine will be taken away."""
+
+    model_config = _LENIENT
+
+    deadline: AwareDatetime | None = None
+    source: Annotated[str, Field(min_length=1, max_length=100)]
+    detail: Annotated[str, Field(max_length=2000)] = ""
+
+
+def utc_text(moment: datetime) -> str:
+    """A time as people read it in messages."""
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Pins every dependency by name, version and hash. No index or download address is written.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+flags=(--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -q)
+uv pip compile "${flags[@]}" pyproject.toml -o requirements/runtime.txt "$@"
+uv pip compile "${flags[@]}" pyproject.toml --extra dev -c requirements/runtime.txt -o requirements/dev.txt "$@"
+# What the Dockerfile builds the wheel with.
+python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' |
+  uv pip compile "${flags[@]}" - -c requirements/dev.txt -o requirements/build.txt "$@"

@@ -1,0 +1,54 @@
+"""Asks the engine how it is."""
+
+from __future__ import annotations
+
+import asyncio
+
+from skyfleet.agent.http import Answer, Unreachable, request
+from skyfleet.engines.base import Engine, EngineMetrics
+
+_MAX_TIMEOUT_S = 5.0
+_MIN_TIMEOUT_S = 1.0
+
+
+class EngineProbe:
+    """Health and figures of the engine at `endpoint_url`.
+
+    An engine that hangs must not hold up heartbeats, so an answer is waited for half a heartbeat (5 s at most).
+    """
+
+    def __init__(self, engine: Engine, endpoint_url: str, heartbeat_interval_s: float) -> None:
+        self._engine = engine
+        self._endpoint_url = endpoint_url
+        self._timeout_s = min(_MAX_TIMEOUT_S, max(heartbeat_interval_s / 2, _MIN_TIMEOUT_S))
+        self._last: tuple[float, float] | None = None
+
+    async def healthy(self) -> bool:
+        """Whether the engine's health endpoint answers 200."""
+        answer = await self._get(self._engine.health_path)
+        if answer is not None and answer.status == 404 and self._engine.fallback_health_path:
+            answer = await self._get(self._engine.fallback_health_path)
+        return answer is not None and answer.status == 200
+
+    async def metrics(self) -> EngineMetrics:
+        """The engine's figures; all None when it does not say."""
+        if self._engine.metrics_path is None:
+            return EngineMetrics()
+        answer = await self._get(self._engine.metrics_path)
+        if answer is None or answer.status != 200:
+            return EngineMetrics()
+        return self._engine.parse_metrics(answer.body.decode("utf-8", "replace"))
+
+    def tokens_per_second(self, metrics: EngineMetrics) -> float | None:
+        """Generated tokens a second since the last call; None the first time, and after the counter began anew."""
+        total, now = metrics.generated_tokens_total, asyncio.get_running_loop().time()
+        before, self._last = self._last, None if total is None else (now, total)
+        if total is None or before is None or now <= before[0] or total < before[1]:
+            return None
+        return (total - before[1]) / (now - before[0])
+
+    async def _get(self, path: str) -> Answer | None:
+        try:
+            return await request("GET", self._endpoint_url + path, timeout_s=self._timeout_s)
+        except Unreachable:
+            return None

@@ -1,0 +1,1 @@
+"""The clouds: one protocol (`base`), one package for each way of buying machines."""

@@ -1,0 +1,1 @@
+"""The memory: SQLModel tables, repositories, Alembic migrations. SQL lives in repositories alone."""

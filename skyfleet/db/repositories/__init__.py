@@ -1,0 +1,23 @@
+"""All SQL. One repository a subject; the caller owns the transaction."""
+
+from skyfleet.db.repositories.audit import ApiKeyRepository, AuditRepository
+from skyfleet.db.repositories.catalog import (
+    AgentBundleRepository,
+    CatalogRepository,
+    ModelRepository,
+    RefusalRepository,
+)
+from skyfleet.db.repositories.launches import AttemptRepository, LaunchRepository
+from skyfleet.db.repositories.nodes import NodeRepository
+
+__all__ = [
+    "AgentBundleRepository",
+    "ApiKeyRepository",
+    "AttemptRepository",
+    "AuditRepository",
+    "CatalogRepository",
+    "LaunchRepository",
+    "ModelRepository",
+    "NodeRepository",
+    "RefusalRepository",
+]

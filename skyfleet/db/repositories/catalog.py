@@ -1,0 +1,135 @@
+"""The catalog: models, offers, backends; and the capacity memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import delete, select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col
+
+from skyfleet.db.repositories.base import Repository
+from skyfleet.db.tables import AgentBundleRow, BackendRow, ModelRow, OfferRow, RefusalRow, utcnow
+from skyfleet.domain.offers import Offer
+from skyfleet.domain.planner import Refusal
+
+
+class ModelRepository(Repository):
+    """Models that can be served."""
+
+    async def get(self, model_id: str) -> ModelRow | None:
+        """The model of that id."""
+        return await self.session.get(ModelRow, model_id)
+
+    async def all(self) -> Sequence[ModelRow]:
+        """All models by id."""
+        return (await self.session.execute(select(ModelRow).order_by(col(ModelRow.id)))).scalars().all()
+
+    async def ids(self) -> set[str]:
+        """The ids of all models."""
+        return set((await self.session.execute(select(col(ModelRow.id)))).scalars())
+
+    async def put(self, model: ModelRow) -> None:
+        """Write the model, replacing one of the same id."""
+        values = model.model_dump()
+        changed = {name: value for name, value in values.items() if name not in ("id", "created_at")}
+        statement = insert(ModelRow).values(**values)
+        await self.session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=changed))
+
+    async def delete(self, model_id: str) -> bool:
+        """Remove the model from the catalog; whether it was there. Launches of it stay."""
+        statement = delete(ModelRow).where(col(ModelRow.id) == model_id).returning(col(ModelRow.id))
+        return (await self.session.execute(statement)).first() is not None
+
+
+class CatalogRepository(Repository):
+    """What the configured clouds sell."""
+
+    async def offers(self) -> list[Offer]:
+        """All offers, by key."""
+        rows = (await self.session.execute(select(OfferRow).order_by(col(OfferRow.key)))).scalars().all()
+        return [Offer.model_validate(row.model_dump(exclude={"key"})) for row in rows]
+
+    async def backends(self) -> Sequence[BackendRow]:
+        """The configured backends."""
+        return (await self.session.execute(select(BackendRow).order_by(col(BackendRow.name)))).scalars().all()
+
+    async def fingerprint(self) -> tuple[str, ...]:
+        """Changes when models, offers or backends change (but not with each reading of an unchanged catalog)."""
+        statement = text("""
+            SELECT
+              (SELECT count(*) || ':' || coalesce(sum(hashtextextended(m::text, 0)::numeric), 0) FROM models m),
+              (SELECT count(*) || ':' || coalesce(sum(hashtextextended(o::text, 0)::numeric), 0) FROM offers o),
+              (SELECT count(*) || ':' || coalesce(sum(
+                 hashtextextended(ROW(b.name, b.engines, b.sandbox, b.error)::text, 0)::numeric), 0) FROM backends b)
+        """)
+        return tuple((await self.session.execute(statement)).one())
+
+    async def replace(self, backend: BackendRow, offers: Sequence[Offer]) -> None:
+        """Replace all offers of one backend."""
+        await self.session.execute(delete(OfferRow).where(col(OfferRow.backend) == backend.name))
+        if offers:
+            await self.session.execute(insert(OfferRow), [{"key": offer.key, **offer.model_dump()} for offer in offers])
+        await self.put_backend(backend)
+
+    async def put_backend(self, backend: BackendRow) -> None:
+        """Write what is known of a backend."""
+        values = backend.model_dump()
+        statement = insert(BackendRow).values(**values).on_conflict_do_update(index_elements=["name"], set_=values)
+        await self.session.execute(statement)
+
+    async def keep_backends(self, names: Sequence[str]) -> None:
+        """Forget backends, and their offers, that are no longer configured."""
+        await self.session.execute(delete(OfferRow).where(col(OfferRow.backend).not_in(names)))
+        await self.session.execute(delete(BackendRow).where(col(BackendRow.name).not_in(names)))
+
+
+class AgentBundleRepository(Repository):
+    """Published versions of the node agent."""
+
+    async def publish(self, version: str, sha256: str, content: bytes) -> None:
+        """Make a version available; the same version again changes nothing."""
+        values = {"version": version, "sha256": sha256, "content": content, "published_at": utcnow()}
+        await self.session.execute(insert(AgentBundleRow).values(**values).on_conflict_do_nothing())
+
+    async def get(self, version: str) -> AgentBundleRow | None:
+        """The version that a launch named."""
+        return await self.session.get(AgentBundleRow, version)
+
+    async def versions(self) -> Sequence[str]:
+        """All published versions, newest first."""
+        statement = select(col(AgentBundleRow.version)).order_by(col(AgentBundleRow.published_at).desc())
+        return (await self.session.execute(statement)).scalars().all()
+
+
+class RefusalRepository(Repository):
+    """The capacity memory."""
+
+    async def live(self, now: datetime | None = None) -> list[Refusal]:
+        """Refusals that are still remembered, oldest first."""
+        statement = select(RefusalRow).where(col(RefusalRow.until) > (now or utcnow())).order_by(col(RefusalRow.at))
+        rows = (await self.session.execute(statement)).scalars().all()
+        return [Refusal.model_validate(row.model_dump(exclude={"place", "launch_id"})) for row in rows]
+
+    async def remember(self, refusal: Refusal, launch_id: str) -> None:
+        """Write a refusal; a later one of the same place and kind replaces it."""
+        assert refusal.until is not None
+        place = "/".join(
+            (refusal.cloud, refusal.region, refusal.zone or "*", refusal.instance_type, refusal.market, refusal.kind)
+        )
+        values = {"place": place, "launch_id": launch_id, **refusal.model_dump()}
+        statement = insert(RefusalRow).values(**values).on_conflict_do_update(index_elements=["place"], set_=values)
+        await self.session.execute(statement)
+
+    async def forget(self, cloud: str, region: str, zone: str | None, instance_type: str, market: str) -> None:
+        """A machine was just had there: what was remembered against exactly this place is out of date."""
+        await self.session.execute(
+            delete(RefusalRow).where(
+                col(RefusalRow.cloud) == cloud,
+                col(RefusalRow.region) == region,
+                col(RefusalRow.zone).is_not_distinct_from(zone),
+                col(RefusalRow.instance_type) == instance_type,
+                col(RefusalRow.market) == market,
+            )
+        )

@@ -1,0 +1,116 @@
+"""Nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, func, or_, select, tuple_, update
+from sqlmodel import col
+
+from skyfleet.db.repositories.base import Repository
+from skyfleet.db.tables import NodeRow
+from skyfleet.domain.states import NodeStatus
+
+
+class NodeRepository(Repository):
+    """Machines whose agent registered."""
+
+    async def get(self, node_id: str, *, lock: bool = False) -> NodeRow | None:
+        """The node of that id."""
+        return await self.session.get(NodeRow, node_id, with_for_update=lock or None)
+
+    async def place(self, node_id: str) -> Row[str, str, str | None, str, str, str] | None:
+        """Where the node is: provider, region, zone, instance_type, market and endpoint_url."""
+        columns = (
+            col(NodeRow.provider),
+            col(NodeRow.region),
+            col(NodeRow.zone),
+            col(NodeRow.instance_type),
+            col(NodeRow.market),
+            col(NodeRow.endpoint_url),
+        )
+        return (await self.session.execute(select(*columns).where(col(NodeRow.id) == node_id))).one_or_none()
+
+    async def find(self, name: str, *, lock: bool = False) -> NodeRow | None:
+        """The node of that cluster name or node id."""
+        statement = select(NodeRow).where(or_(col(NodeRow.cluster_name) == name, col(NodeRow.id) == name))
+        if lock:
+            statement = statement.with_for_update()
+        return (await self.session.execute(statement)).scalar_one_or_none()
+
+    def add(self, node: NodeRow) -> None:
+        """A node registered."""
+        self.session.add(node)
+
+    async def heartbeat(
+        self, node_id: str, key_hash: str, *, sequence: int, report: dict[str, Any], health_score: float, at: datetime
+    ) -> tuple[str, datetime | None] | None:
+        """Write a heartbeat; the node's status and when its end was asked for.
+
+        None, and nothing written, if the node is unknown or terminated, the key is another, or the sequence is not
+        above the last one. The key is compared by its digest, whose bytes an attacker cannot choose: the time of the
+        comparison tells nothing of the key.
+        """
+        statement = (
+            update(NodeRow)
+            .where(
+                col(NodeRow.id) == node_id,
+                col(NodeRow.heartbeat_key_hash) == key_hash,
+                col(NodeRow.heartbeat_sequence) < sequence,
+                col(NodeRow.status) != NodeStatus.TERMINATED.value,
+            )
+            .values(
+                heartbeat_sequence=sequence,
+                last_heartbeat=report,
+                last_heartbeat_at=at,
+                first_heartbeat_at=func.coalesce(col(NodeRow.first_heartbeat_at), at),
+                health_score=health_score,
+            )
+            .returning(col(NodeRow.status), col(NodeRow.terminate_requested_at))
+            .execution_options(synchronize_session=False)
+        )
+        row = (await self.session.execute(statement)).one_or_none()
+        return None if row is None else (row[0], row[1])
+
+    async def page(
+        self,
+        *,
+        statuses: Sequence[str] = (),
+        model_name: str | None = None,
+        provider: str | None = None,
+        deployment: str | None = None,
+        tenant: str | None = None,
+        before: tuple[datetime, str] | None = None,
+        limit: int = 100,
+    ) -> Sequence[NodeRow]:
+        """Newest first; `before` is the (registered_at, id) of the last row of the page before."""
+        statement = select(NodeRow)
+        if statuses:
+            statement = statement.where(col(NodeRow.status).in_(statuses))
+        for column, value in (
+            (NodeRow.model_name, model_name),
+            (NodeRow.provider, provider),
+            (NodeRow.deployment, deployment),
+            (NodeRow.tenant, tenant),
+        ):
+            if value is not None:
+                statement = statement.where(col(column) == value)
+        if before is not None:
+            statement = statement.where(tuple_(col(NodeRow.registered_at), col(NodeRow.id)) < before)
+        statement = statement.order_by(col(NodeRow.registered_at).desc(), col(NodeRow.id).desc()).limit(limit)
+        return (await self.session.execute(statement)).scalars().all()
+
+    async def undelivered_terminations(self, older_than: datetime, limit: int = 500) -> Sequence[NodeRow]:
+        """Nodes whose end was asked for some time ago and that are still marked ready."""
+        statement = (
+            select(NodeRow)
+            .where(
+                col(NodeRow.terminate_requested_at) < older_than,
+                col(NodeRow.status).in_([NodeStatus.READY.value, NodeStatus.DRAINING.value]),
+            )
+            .order_by(col(NodeRow.terminate_requested_at))
+            .limit(limit)
+        )
+        return (await self.session.execute(statement)).scalars().all()

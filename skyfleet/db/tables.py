@@ -1,0 +1,302 @@
+"""The tables. Migrations make them (`skyfleet/db/migrations`); nothing calls `create_all`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, DateTime, Index, Numeric, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from skyfleet.domain.messages import NodeInput
+
+
+def utcnow() -> datetime:
+    """Now, timezone-aware."""
+    return datetime.now(UTC)
+
+
+def _time(*, nullable: bool = True, index: bool = False) -> Any:
+    return Column(DateTime(timezone=True), nullable=nullable, index=index)
+
+
+def _json(*, nullable: bool = False, default: str = "'{}'::jsonb") -> Any:
+    return Column(JSONB, nullable=nullable, server_default=None if nullable else text(default))
+
+
+def _price(*, nullable: bool = False) -> Any:
+    return Column(Numeric(14, 6), nullable=nullable)
+
+
+class ModelRow(SQLModel, table=True):
+    """A model that can be served."""
+
+    __tablename__ = "models"
+
+    id: str = Field(primary_key=True)  # the name that a launch gives, as on its hub
+    name: str
+    family: str
+    size: str  # parameter count as people write it: "8B"
+    parameters: int | None = Field(default=None, sa_type=BigInteger)
+    context_length: int | None = None
+    vram_required_gb: float
+    source: str | None = None  # where the weights are: a hub id, a bucket URL or a path
+    origin: str = "manual"  # "builtin", "manual" or "bucket"
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    updated_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+
+
+class LaunchRow(SQLModel, table=True):
+    """A launch: the intent row, written before the workflow starts, and what became of it."""
+
+    __tablename__ = "launches"
+    __table_args__ = (
+        UniqueConstraint("principal", "idempotency_key", name="uq_launches_idempotency"),
+        Index("ix_launches_created_at_id", "created_at", "id"),
+        # The sweep looks only at launches that have not ended.
+        Index("ix_launches_open", "created_at", postgresql_where=text("ended_at IS NULL")),
+    )
+
+    id: str = Field(primary_key=True)
+    tenant: str = Field(index=True)
+    principal: str  # who asked: the API key's name, or "admin-token"
+    idempotency_key: str | None = None
+    request_hash: str  # SHA-256 of the canonical request body
+    spec: dict[str, Any] = Field(sa_column=_json())  # skyfleet.domain.launches.LaunchSpec
+    model_name: str = Field(index=True)
+    deployment: str | None = Field(default=None, index=True)
+    engine: str | None = None  # as settled by validation
+    stage: str = Field(index=True)  # skyfleet.domain.states.LaunchStage
+    reached: list[str] = Field(default_factory=list, sa_column=_json(default="'[]'::jsonb"))  # by the current attempt
+    status: str = Field(index=True)
+    attempt_count: int = 0
+    last_event_seq: int = 0
+    sandbox: bool = False
+    # the current (at the end: the successful) attempt's choice
+    provider: str | None = None
+    region: str | None = None
+    zone: str | None = None
+    instance_type: str | None = None
+    market: str | None = None
+    hourly_price: Decimal | None = Field(default=None, sa_column=_price(nullable=True))
+    node_id: str | None = None
+    cluster_name: str | None = None
+    error: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # ClassifiedError
+    workflow_started_at: datetime | None = Field(default=None, sa_column=_time())
+    cancel_requested_at: datetime | None = Field(default=None, sa_column=_time())
+    cancel_requested_by: str | None = None
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    updated_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class AttemptRow(SQLModel, table=True):
+    """One try to get one machine: written before the create, so that every machine has an owner before it is."""
+
+    __tablename__ = "launch_attempts"
+
+    launch_id: str = Field(primary_key=True, foreign_key="launches.id")
+    number: int = Field(primary_key=True)
+    cluster_name: str = Field(unique=True)
+    node_id: str = Field(unique=True)
+    backend: str
+    cloud: str
+    region: str
+    zone: str | None = None
+    instance_type: str
+    market: str
+    hourly_price: Decimal = Field(sa_column=_price())
+    gpu: str | None = None
+    gpu_count: int = 0
+    state: str = Field(index=True)  # AttemptState
+    # SHA-256 of the one-time registration tokens. Each call of the cloud's create carries a token of its own, since
+    # none is kept in the clear; whichever call made the machine, its token is valid. One use voids them all.
+    token_hashes: list[str] = Field(default_factory=list, sa_column=_json(default="'[]'::jsonb"))
+    token_used_at: datetime | None = Field(default=None, sa_column=_time())
+    # SHA-256 of the Idempotency-Key that the agent registered with: a lost reply may be asked for again with it.
+    registration_key_hash: str | None = None
+    instance_id: str | None = None
+    address: str | None = None
+    last_agent_stage: str | None = None
+    error: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # ClassifiedError
+    opened_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    provision_started_at: datetime | None = Field(default=None, sa_column=_time())
+    created_at: datetime | None = Field(default=None, sa_column=_time())  # the cloud's: billing starts here
+    running_at: datetime | None = Field(default=None, sa_column=_time())
+    closing_at: datetime | None = Field(default=None, sa_column=_time())
+    closed_at: datetime | None = Field(default=None, sa_column=_time())  # confirmed gone: billing ends here
+    teardown_alerted_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class LaunchEventRow(SQLModel, table=True):
+    """One line of a launch's history, in the order of `seq`. A trigger notifies listeners on insert."""
+
+    __tablename__ = "launch_events"
+    __table_args__ = (UniqueConstraint("launch_id", "dedupe", name="uq_launch_events_dedupe"),)
+
+    launch_id: str = Field(primary_key=True, foreign_key="launches.id")
+    seq: int = Field(primary_key=True)
+    at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    kind: str  # "stage", "attempt", "progress", "plan", "alert", "end"
+    stage: str  # the launch's stage after this event
+    attempt: int | None = None
+    message: str
+    data: dict[str, Any] = Field(default_factory=dict, sa_column=_json())
+    dedupe: str | None = None  # an activity that runs twice writes the same event once
+
+
+class NodeRow(SQLModel, table=True):
+    """A machine whose agent registered, until the cloud confirms that it is gone."""
+
+    __tablename__ = "nodes"
+
+    id: str = Field(primary_key=True)
+    launch_id: str = Field(foreign_key="launches.id", index=True)
+    attempt: int
+    cluster_name: str = Field(unique=True)
+    tenant: str = Field(index=True)
+    backend: str
+    provider: str
+    region: str
+    zone: str | None = None
+    instance_type: str
+    gpu_type: str | None = None
+    market: str
+    hourly_price: Decimal = Field(sa_column=_price())
+    model_name: str = Field(index=True)
+    deployment: str | None = Field(default=None, index=True)
+    engine: str | None = None
+    endpoint_url: str
+    agent_version: str | None = None
+    sandbox: bool = False
+    status: str = Field(index=True)  # NodeStatus
+    status_message: str = ""
+    health_score: float | None = None  # None until the first heartbeat
+    heartbeat_key_hash: str
+    first_heartbeat_at: datetime | None = Field(default=None, sa_column=_time())
+    last_heartbeat_at: datetime | None = Field(default=None, sa_column=_time())
+    heartbeat_sequence: int = 0
+    last_heartbeat: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))
+    termination_warning: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))
+    terminate_requested_at: datetime | None = Field(default=None, sa_column=_time())
+    terminate_requested_by: str | None = None
+    billed_from: datetime = Field(sa_column=_time(nullable=False))
+    registered_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False, index=True))
+    terminated_at: datetime | None = Field(default=None, sa_column=_time())
+
+    def workflow_input(self) -> NodeInput:
+        """What starts the workflow that ends this node."""
+        return NodeInput(
+            node_id=self.id,
+            launch_id=self.launch_id,
+            attempt=self.attempt,
+            cluster_name=self.cluster_name,
+            backend=self.backend,
+            cloud=self.provider,
+            region=self.region,
+            market=self.market,
+            tenant=self.tenant,
+            hourly_price=self.hourly_price,
+            deployment=self.deployment,
+        )
+
+
+class AuditRow(SQLModel, table=True):
+    """Who changed (or was refused to change) what, when, from where."""
+
+    __tablename__ = "audit"
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False, index=True))
+    principal: str
+    action: str = Field(index=True)  # "launch.create", "node.register", …
+    subject: str = Field(index=True)
+    outcome: str  # "accepted", "refused", "done"
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=_json())
+    remote: str | None = None
+
+
+class ApiKeyRow(SQLModel, table=True):
+    """An API key. Only the SHA-256 of its secret is kept: 256 random bits need no slow hash."""
+
+    __tablename__ = "api_keys"
+
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    role: str
+    tenant: str
+    secret_hash: str
+    created_by: str
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    expires_at: datetime | None = Field(default=None, sa_column=_time())
+    revoked_at: datetime | None = Field(default=None, sa_column=_time())
+    last_used_at: datetime | None = Field(default=None, sa_column=_time())
+
+
+class RefusalRow(SQLModel, table=True):
+    """The capacity memory: places that refused a moment ago, for all launches and all workers."""
+
+    __tablename__ = "capacity_refusals"
+
+    place: str = Field(primary_key=True)  # what was asked for and refused: one row a place and kind
+    cloud: str
+    region: str
+    zone: str | None = None
+    instance_type: str
+    gpu: str | None = None
+    market: str
+    kind: str
+    scope: str
+    message: str
+    at: datetime = Field(sa_column=_time(nullable=False))
+    until: datetime = Field(sa_column=_time(nullable=False, index=True))
+    launch_id: str | None = None
+
+
+class OfferRow(SQLModel, table=True):
+    """The catalog: what the configured clouds sell, as the worker read it from them."""
+
+    __tablename__ = "offers"
+
+    key: str = Field(primary_key=True)  # Offer.key
+    backend: str = Field(index=True)
+    cloud: str
+    region: str
+    zone: str | None = None
+    instance_type: str
+    market: str
+    hourly_price: Decimal = Field(sa_column=_price())
+    gpu: str | None = None
+    gpu_count: int = 0
+    gpu_memory_gb: float = 0.0
+    vcpus: int = 0
+    memory_gb: float = 0.0
+    sandbox: bool = False
+
+
+class BackendRow(SQLModel, table=True):
+    """A configured way of buying machines, and when its catalog was last read."""
+
+    __tablename__ = "backends"
+
+    name: str = Field(primary_key=True)
+    engines: list[str] = Field(default_factory=list, sa_column=_json(default="'[]'::jsonb"))  # default first
+    sandbox: bool = False
+    synced_at: datetime | None = Field(default=None, sa_column=_time())
+    error: str | None = None
+
+
+class AgentBundleRow(SQLModel, table=True):
+    """A version of the node agent that some launch may name.
+
+    Workers publish theirs, so that a machine finds the version it was told also while a release is rolled out.
+    """
+
+    __tablename__ = "agent_bundles"
+
+    version: str = Field(primary_key=True)
+    sha256: str
+    content: bytes
+    published_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))

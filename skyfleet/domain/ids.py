@@ -1,0 +1,63 @@
+"""Every id in the system, and nothing else makes ids.
+
+Workflow ids, cluster names and node ids are derived from their subject, so that starting, creating or
+registering twice is doing it once.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+_LAUNCH_ID = re.compile(r"launch-[0-9a-f]{8,32}")
+
+
+def new_launch_id() -> str:
+    """A fresh launch id: `launch-` and 48 random bits in hex."""
+    return f"launch-{secrets.token_hex(6)}"
+
+
+def is_launch_id(text: str) -> bool:
+    """Whether `text` has the form of a launch id."""
+    return _LAUNCH_ID.fullmatch(text) is not None
+
+
+def launch_workflow_id(launch_id: str) -> str:
+    """Id of the `LaunchWorkflow` that owns the launch."""
+    return f"launch/{launch_id}"
+
+
+def node_workflow_id(node_id: str) -> str:
+    """Id of the `NodeWorkflow` that owns the node."""
+    return f"node/{node_id}"
+
+
+#: Id of the Temporal Schedule that runs `SweepWorkflow`, and the prefix of its runs.
+SWEEP_SCHEDULE_ID = "sweep"
+
+
+def cluster_name(launch_id: str, attempt: int) -> str:
+    """The name under which a cloud knows the machine of one attempt: letters, digits and dashes, under 35 characters.
+
+    35 is the tightest limit among the clouds that SkyPilot names clusters on (GCP: 63 less its own suffixes).
+    """
+    return f"sf-{_suffix(launch_id)}-{attempt}"
+
+
+def node_id(launch_id: str, attempt: int) -> str:
+    """Id of the node that the attempt would become."""
+    return f"node-{_suffix(launch_id)}-{attempt}"
+
+
+def _suffix(launch_id: str) -> str:
+    return launch_id.removeprefix("launch-")
+
+
+def new_secret() -> str:
+    """A fresh 256-bit secret, URL-safe; for registration tokens, heartbeat keys and API keys."""
+    return secrets.token_urlsafe(32)
+
+
+def new_api_key_id() -> str:
+    """Public part of an API key, by which it is found and named in the audit log."""
+    return secrets.token_hex(6)

@@ -1,0 +1,305 @@
+"""What the API answers, as the client, the CLI and the dashboard read it.
+
+Money is US dollars as a decimal string in JSON; times are ISO 8601 in UTC; memory is GB.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from skyfleet.domain.errors import ClassifiedError
+from skyfleet.domain.states import AttemptState, LaunchStage, LaunchStatus, Market, NodeDirective, NodeStatus, Role
+
+
+class ModelView(BaseModel):
+    """A model of the catalog. `vram_required_gb` is the GPU memory that serving it takes."""
+
+    id: str
+    name: str
+    family: str
+    size: str
+    vram_required_gb: float
+    parameters: int | None = None
+    context_length: int | None = None
+    source: str | None = None
+    origin: str
+
+
+class ModelList(BaseModel):
+    """`GET /admin/models/r2`."""
+
+    models: list[ModelView]
+
+
+class OfferView(BaseModel):
+    """One thing on sale. `fits` and `why_not` are given when the question named a model."""
+
+    cloud: str
+    region: str
+    zone: str | None
+    instance_type: str
+    market: Market
+    hourly_price: Decimal
+    gpu: str | None
+    gpu_count: int
+    gpu_memory_gb: float
+    vcpus: int
+    memory_gb: float
+    sandbox: bool
+    fits: bool | None = None
+    why_not: str | None = None
+
+
+class OfferList(BaseModel):
+    """`GET /admin/offers`, cheapest first."""
+
+    offers: list[OfferView]
+
+
+class LaunchAccepted(BaseModel):
+    """202 of a launch. `estimated_time` is what launches like it took here lately, or says that none is known."""
+
+    status: Literal["launching"] = "launching"
+    job_id: str
+    estimated_time: str
+    sandbox: bool = False
+
+
+class AttemptView(BaseModel):
+    """One try at one place. `cost` is what its machine cost so far, US dollars."""
+
+    number: int
+    state: AttemptState
+    provider: str
+    region: str
+    zone: str | None
+    instance_type: str
+    market: Market
+    hourly_price: Decimal
+    cluster_name: str
+    opened_at: datetime
+    created_at: datetime | None = None
+    running_at: datetime | None = None
+    closed_at: datetime | None = None
+    cost: Decimal = Decimal(0)
+    error: ClassifiedError | None = None
+
+
+class LaunchSummary(BaseModel):
+    """One line of the launch history."""
+
+    job_id: str
+    status: LaunchStatus
+    stage: LaunchStage
+    progress: int
+    model_name: str
+    provider: str | None = None
+    region: str | None = None
+    zone: str | None = None
+    instance_type: str | None = None
+    market: Market | None = None
+    hourly_price: Decimal | None = None
+    attempt_count: int
+    deployment: str | None = None
+    engine: str | None = None
+    tenant: str
+    requested_by: str
+    error_message: str | None = None
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None = None
+    sandbox: bool
+
+
+class LaunchStatusView(LaunchSummary):
+    """`GET /admin/instances/status`. `stages` are the contract's lines; `error` is the readable error, `raw_error` the
+    cloud's own words."""
+
+    stage_label: str
+    stages: list[str]
+    attempts: list[AttemptView]
+    cancel_requested: bool
+    requested: dict[str, Any]  # what was asked for, without the values of `env`
+    node_id: str | None = None
+    cluster_name: str | None = None
+    endpoint_url: str | None = None
+    cost: Decimal = Decimal(0)  # of all attempts so far, US dollars
+    error: ClassifiedError | None = None
+    raw_error: str | None = None
+    workflow_id: str
+    workflow_url: str  # in the Temporal Web UI
+    live: dict[str, Any] | None = None  # the workflow's own answer (Temporal query), when asked for
+
+
+class LaunchList(BaseModel):
+    """`GET /admin/instances/launches`; pass `next` as `cursor` for the page that follows."""
+
+    launches: list[LaunchSummary]
+    next: str | None = None
+
+
+class LaunchEvent(BaseModel):
+    """One server-sent event, and one WebSocket message, of a launch."""
+
+    seq: int
+    at: datetime
+    kind: str
+    stage: LaunchStage
+    attempt: int | None = None
+    message: str
+    data: dict[str, Any] = {}
+
+
+class NodeInfo(BaseModel):
+    """One node, as `GET /admin/nodes` lists it. `health_score` is None until the first heartbeat."""
+
+    node_id: str
+    cluster_name: str
+    launch_id: str
+    status: NodeStatus
+    status_message: str
+    health_score: float | None
+    last_heartbeat_at: datetime | None
+    endpoint_url: str
+    model_name: str
+    deployment: str | None = None
+    engine: str | None = None
+    provider: str
+    region: str
+    zone: str | None
+    instance_type: str
+    gpu_type: str | None
+    market: Market
+    cost_per_hour: Decimal
+    cost: Decimal  # since the cloud created it, US dollars
+    registered_at: datetime
+    terminated_at: datetime | None = None
+    tenant: str
+    sandbox: bool
+
+
+class NodeList(BaseModel):
+    """`GET /admin/nodes`; pass `next` as `cursor` for the page that follows."""
+
+    nodes: list[NodeInfo]
+    next: str | None = None
+
+
+class Registered(BaseModel):
+    """Answer to a registration. The heartbeat key is shown here and nowhere else."""
+
+    status: Literal["registered"] = "registered"
+    node_id: str
+    heartbeat_key: str
+    heartbeat_interval_seconds: float
+
+
+class HeartbeatAnswer(BaseModel):
+    """What the control plane wants of the node."""
+
+    directive: NodeDirective
+
+
+class Recorded(BaseModel):
+    """A report of the agent was written down."""
+
+    status: Literal["recorded"] = "recorded"
+
+
+class CommandAccepted(BaseModel):
+    """A command was accepted; its effect follows, and shows in the status of its subject."""
+
+    status: str
+    subject: str
+
+
+class ApiKeyView(BaseModel):
+    """An API key, without its secret."""
+
+    id: str
+    name: str
+    role: Role
+    tenant: str
+    created_by: str
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+class ApiKeyCreated(ApiKeyView):
+    """A new key; `key` is shown once."""
+
+    key: str
+
+
+class ApiKeyList(BaseModel):
+    """`GET /admin/api-keys`."""
+
+    api_keys: list[ApiKeyView]
+
+
+class AuditEntry(BaseModel):
+    """One line of the audit log."""
+
+    id: int
+    at: datetime
+    principal: str
+    action: str
+    subject: str
+    outcome: str
+    detail: dict[str, Any]
+    remote: str | None = None
+
+
+class AuditList(BaseModel):
+    """`GET /admin/audit`, newest first; pass `next` as `cursor` for the page that follows."""
+
+    entries: list[AuditEntry]
+    next: str | None = None
+
+
+class Identity(BaseModel):
+    """`GET /admin/whoami`: who the credentials stand for."""
+
+    principal: str
+    role: Role
+    tenant: str
+
+
+class ComponentHealth(BaseModel):
+    """One thing that the API needs."""
+
+    ok: bool
+    detail: str = ""
+
+
+class Health(BaseModel):
+    """`GET /health`: `ok` when launches are accepted and carried out."""
+
+    ok: bool
+    version: str
+    sandbox: bool
+    components: dict[str, ComponentHealth]
+
+
+class FieldProblem(BaseModel):
+    """One field that was refused, and what it accepts."""
+
+    field: str
+    message: str
+    accepted: list[str] | None = None
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details, as every error answers (`application/problem+json`)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] = []

@@ -1,0 +1,69 @@
+"""Settings of every Skyfleet process, from the environment (`SKYFLEET_…`) and nothing else.
+
+A secret can be given by file: `SKYFLEET_ADMIN_TOKEN_FILE=/run/secrets/admin_token` (as Compose and Kubernetes
+mount them) stands for `SKYFLEET_ADMIN_TOKEN`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_BY_FILE = ("admin_token", "database_url")
+
+
+class Settings(BaseSettings):
+    """All settings, with their units in the name."""
+
+    model_config = SettingsConfigDict(env_prefix="SKYFLEET_", extra="ignore")
+
+    # where things are
+    database_url: SecretStr = SecretStr("postgresql://skyfleet@127.0.0.1:5432/skyfleet")
+    temporal_address: str = "127.0.0.1:7233"
+    temporal_namespace: str = "default"
+    temporal_ui_url: str = "http://127.0.0.1:8233"
+    public_url: str = "http://127.0.0.1:8080"  # where node agents reach the API
+    local_cloud_url: str | None = None  # set: the sandbox's local cloud is one of the backends
+
+    # who we are
+    owner: str = "skyfleet"  # tag on every machine that this control plane pays for
+    sandbox: bool = False  # the embedded stack: everything is marked so
+    admin_token: SecretStr | None = None
+
+    # API
+    api_host: str = "127.0.0.1"
+    api_port: int = 8080
+    cors_origins: list[str] = []
+    max_body_bytes: int = 1_000_000
+    launch_rate_per_minute: int = Field(default=600, ge=0)  # for each key; 0: no limit
+    database_pool_size: int = 10
+
+    # worker
+    worker_queues: list[str] = ["control", "provision", "teardown"]
+    worker_health_port: int = 0  # 0: none
+    provision_concurrency: int = Field(default=20, ge=1)
+    teardown_concurrency: int = Field(default=20, ge=1)
+    control_concurrency: int = Field(default=50, ge=1)
+    sweep_interval_seconds: float = Field(default=10.0, ge=1.0)
+    heartbeat_interval_seconds: float = Field(default=10.0, gt=0)  # asked of node agents
+    termination_alert_seconds: float = 120.0  # a machine that will not go for this long raises an alert
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in _BY_FILE:
+            path = os.environ.get(f"SKYFLEET_{name.upper()}_FILE")
+            if path and not values.get(name):
+                values[name] = Path(path).read_text().strip()
+        return values
+
+
+@functools.cache
+def settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings()

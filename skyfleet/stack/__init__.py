@@ -1,0 +1,1 @@
+"""The embedded stack: what `skyfleet up` runs on one machine, and how it is kept running."""

@@ -1,0 +1,40 @@
+"""Fixtures of the agent's tests: a fake control plane, and machines that are cleaned away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agent.harness import AgentProcess, FakeControlPlane, boot_of
+
+Machine = Callable[..., AgentProcess]
+
+
+@pytest.fixture
+async def control_plane() -> AsyncIterator[FakeControlPlane]:
+    """A fake control plane that listens."""
+    fake = FakeControlPlane()
+    await fake.start()
+    yield fake
+    await fake.stop()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, control_plane: FakeControlPlane) -> Iterator[Machine]:
+    """Makes a machine; keyword arguments change its boot file, `python` and `options` how the agent is run."""
+    made: list[AgentProcess] = []
+
+    def make(python: str | None = None, options: tuple[str, ...] = (), **changes: Any) -> AgentProcess:
+        folder = tmp_path / f"machine-{len(made)}"
+        folder.mkdir()
+        agent = AgentProcess(folder, boot_of(control_plane.url, folder, **changes), options=options)
+        agent.python = python or agent.python
+        made.append(agent)
+        return agent
+
+    yield make
+    for agent in made:
+        agent.stop()

@@ -1,0 +1,234 @@
+"""A fake control plane over real HTTP, and real agent processes made from the real one-file agent."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skyfleet.agent import bundle
+from skyfleet.engines.http_server import ClientGone, HttpServer, Request, Response, json_response
+
+TOKEN = "one-time-registration-token"
+HEARTBEAT_KEY = "the-heartbeat-key-of-this-node"
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def bare_python() -> str | None:
+    """An interpreter 3.10, from pyenv's folder or PATH; None when there is none."""
+    found = sorted(Path.home().glob(".pyenv/versions/3.10.*/bin/python"))
+    candidates = [str(path) for path in found] + [shutil.which("python3.10")]
+    for candidate in candidates:
+        if candidate and subprocess.run([candidate, "--version"], capture_output=True).returncode == 0:
+            return candidate
+    return None
+
+
+@dataclass
+class Call:
+    """One request that the fake control plane got."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+class FakeControlPlane:
+    """Answers like the control plane; `on_stage`, `on_register` and `on_heartbeat` may answer otherwise.
+
+    A hook returns a status, "lost" (the request took effect, the answer is lost), or None for the usual answer.
+    """
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.stages: list[Call] = []
+        self.registrations: list[Call] = []
+        self.heartbeats: list[Call] = []
+        self.directive = "continue"
+        self.on_stage: Callable[[Call], int | str | None] = lambda call: None
+        self.on_register: Callable[[Call], int | str | None] = lambda call: None
+        self.on_heartbeat: Callable[[Call], int | str | None] = lambda call: None
+        self._server: HttpServer | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def stage_names(self) -> list[str]:
+        return [call.body["stage"] for call in self.stages]
+
+    async def start(self) -> None:
+        self._server = HttpServer(self._handle, lambda status, message: {"detail": message})
+        await self._server.start("127.0.0.1", self.port)
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    async def _handle(self, request: Request) -> Response:
+        call = Call(request.path, request.headers, json.loads(request.body))
+        if request.path == "/admin/nodes/register":
+            self.registrations.append(call)
+            answer = {"status": "registered", "node_id": "node-1", "heartbeat_key": HEARTBEAT_KEY}
+            return self._reply(self.on_register(call), answer)
+        if request.path == "/admin/nodes/node-1/stages":
+            self.stages.append(call)
+            right = call.headers.get("authorization") == f"Bearer {TOKEN}"
+            return self._reply(self.on_stage(call) if right else 401, {"status": "recorded"})
+        if request.path == "/admin/nodes/node-1/heartbeat":
+            self.heartbeats.append(call)
+            right = call.headers.get("authorization") == f"Bearer {HEARTBEAT_KEY}"
+            return self._reply(self.on_heartbeat(call) if right else 401, {"directive": self.directive})
+        return json_response({"detail": f"no such path {request.path}"}, 404)
+
+    def _reply(self, wanted: int | str | None, usual: dict[str, Any]) -> Response:
+        if wanted == "lost":
+            raise ClientGone  # the server closes the connection without a word
+        if isinstance(wanted, int):
+            return json_response({"detail": "no"}, wanted)
+        return json_response(usual)
+
+
+@dataclass
+class AgentProcess:
+    """One machine: its folder, and the agent process on it."""
+
+    folder: Path
+    boot: dict[str, Any]
+    python: str = sys.executable
+    options: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    runs: list[Path] = field(default_factory=list)
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def off(self) -> Path:
+        """Appears when the machine was powered off."""
+        return self.folder / "powered-off"
+
+    @property
+    def port(self) -> int:
+        return int(self.boot["port"])
+
+    def start(self) -> None:
+        agent = self.folder / bundle.FILE_NAME
+        agent.write_bytes(bundle.build())
+        boot = self.folder / "boot.json"
+        boot.write_text(json.dumps(self.boot))
+        self.runs.append(self.folder / f"agent-{len(self.runs)}.log")
+        argv = [self.python, "-I", "-S", str(agent), "--boot", str(boot), "--state-dir", str(self.state), *self.options]
+        with open(self.runs[-1], "wb") as log:
+            self.process = subprocess.Popen(argv, stderr=log, stdout=log, stdin=subprocess.DEVNULL, cwd=self.folder)
+
+    @property
+    def exit_status(self) -> int | None:
+        assert self.process is not None
+        return self.process.poll()
+
+    @property
+    def ended(self) -> bool:
+        return self.exit_status is not None
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    @property
+    def log(self) -> str:
+        return "".join(path.read_text() for path in self.runs)
+
+    def engine_processes(self) -> list[int]:
+        """Ids of living processes (but for the agent) whose command line names this machine's folder."""
+        found = []
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or (self.process is not None and int(name) == self.process.pid):
+                continue
+            try:
+                line = Path(f"/proc/{name}/cmdline").read_bytes()
+                state = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if str(self.folder).encode() in line and state != "Z":
+                found.append(int(name))
+        return found
+
+    def stop(self) -> None:
+        """End it, and fail if anything is left."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for pid in self.engine_processes():
+            os.kill(pid, signal.SIGKILL)
+
+    async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+        """One request to the engine."""
+        return await asyncio.to_thread(ask, self.port, method, path, body)
+
+
+def ask(port: int, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+    """One request to a server on loopback: (status, body)."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(
+            method, path, None if body is None else json.dumps(body), {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def boot_of(control_plane_url: str, folder: Path, /, **changes: Any) -> dict[str, Any]:
+    """A boot file's content; `changes` replace keys."""
+    return {
+        "control_plane_url": control_plane_url,
+        "node_id": "node-1",
+        "launch_id": "launch-1",
+        "cluster_name": "sf-launch-1-a1",
+        "registration_token": TOKEN,
+        "agent_version": bundle.version(),
+        "agent_sha256": bundle.sha256(),
+        "provider": "aws",
+        "region": "us-east-1",
+        "zone": "us-east-1a",
+        "instance_type": "g5.xlarge",
+        "gpu_type": "A10G",
+        "spot_instance": True,
+        "model_name": MODEL,
+        "engine": {"name": "echo", "args": [], "command": []},
+        "env": {"HF_TOKEN": "hf_secret_value"},
+        "heartbeat_interval_s": 0.2,
+        "sandbox": True,
+        "host": "127.0.0.1",
+        "port": free_port(),
+        "metadata_url": None,
+        "shutdown_command": ["/bin/sh", "-c", f"echo off >> {folder}/powered-off"],
+        **changes,
+    }

@@ -1,0 +1,58 @@
+"""The lock files pin everything that pyproject.toml asks for, by name, version and hash, and name no address."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCKS = {path.name: path.read_text() for path in sorted((ROOT / "requirements").glob("*.txt"))}
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Name to version; each entry of a lock is one requirement and its hashes, joined by backslashes."""
+    found: dict[str, str] = {}
+    for entry in LOCKS[lock].replace("\\\n", " ").splitlines():
+        requirement, *hashes = entry.split("--hash=")
+        parsed = Requirement(requirement)
+        (specifier,) = parsed.specifier
+        assert specifier.operator == "==", entry
+        assert hashes, f"no hash: {entry}"
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}\s*", item) for item in hashes), entry
+        found[canonicalize_name(parsed.name)] = specifier.version
+    return found
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_holds_pinned_hashed_names_and_no_address(lock: str) -> None:
+    assert pins(lock)
+    assert "://" not in LOCKS[lock]
+    assert not re.search(r"^\s*(-i|-f|--(extra-)?index-url|--find-links)\b", LOCKS[lock], re.MULTILINE)
+    assert " @ " not in LOCKS[lock]
+
+
+@pytest.mark.parametrize(
+    ("lock", "wanted"),
+    [
+        ("runtime.txt", PROJECT["project"]["dependencies"]),
+        ("dev.txt", [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]),
+        ("build.txt", PROJECT["build-system"]["requires"]),
+    ],
+)
+def test_a_lock_satisfies_what_the_project_asks_for(lock: str, wanted: list[str]) -> None:
+    pinned = pins(lock)
+    for requirement in map(Requirement, wanted):
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_the_locks_agree() -> None:
+    """What is tested is what runs, and what builds the wheel in the image is what builds it here."""
+    dev = pins("dev.txt")
+    assert pins("runtime.txt").items() <= dev.items()
+    assert pins("build.txt").items() <= dev.items()

@@ -1,0 +1,298 @@
+"""The worker: composition root. Builds settings, database, clouds and the Temporal client, and runs the queues.
+
+`python -m worker` runs every queue in `SKYFLEET_WORKER_QUEUES`. SIGTERM stops it: running activities are told, and
+what they were doing is carried on by the next worker. Nothing imports this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Any
+
+import uvicorn
+import uvloop
+from sqlalchemy.exc import DBAPIError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleUpdate,
+)
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+
+from activities.heartbeat import HEARTBEAT_SECONDS
+from activities.launch import LaunchActivities
+from activities.machines import MachineActivities
+from activities.nodes import NodeActivities
+from activities.sweep import SweepActivities, refresh_catalog
+from api.temporal import CommandRefused, NoSuchWorkflow, TemporalWorkflows, WorkflowsUnavailable
+from skyfleet.agent import bundle
+from skyfleet.clouds.base import Cloud
+from skyfleet.db.repositories import AgentBundleRepository
+from skyfleet.db.session import Database
+from skyfleet.domain import ids, queues
+from skyfleet.domain import messages as m
+from skyfleet.exit import leave
+from skyfleet.settings import Settings, settings
+from workflows import search_attributes
+from workflows.registry import SANDBOX, WORKFLOWS
+from workflows.sweep import SweepWorkflow
+
+_log = logging.getLogger("skyfleet.worker")
+
+_DELIVERY_SECONDS = 5.0
+
+
+def build_clouds(config: Settings) -> dict[str, Cloud]:
+    """The configured backends by name."""
+    clouds: dict[str, Cloud] = {}
+    if config.local_cloud_url:
+        from skyfleet.clouds.local.client import LocalCloud
+
+        clouds["local"] = LocalCloud(config.local_cloud_url)
+    return clouds
+
+
+async def connect(config: Settings) -> Client:
+    """The Temporal client, as soon as there is a server. Waits for ever, and says so."""
+    while True:
+        try:
+            return await Client.connect(
+                config.temporal_address,
+                namespace=config.temporal_namespace,
+                data_converter=pydantic_data_converter,
+                identity=f"skyfleet-worker@{config.owner}",
+            )
+        except RuntimeError as failure:  # the SDK's only error here
+            _log.warning("no Temporal server at %s yet: %s", config.temporal_address, failure)
+            await asyncio.sleep(0.5)
+
+
+async def ensure_sweep(client: Client, interval_seconds: float) -> None:
+    """Create the sweep's schedule, or bring it up to date."""
+    schedule = Schedule(
+        action=ScheduleActionStartWorkflow(
+            SweepWorkflow.run,
+            m.SweepInput(),
+            id=ids.SWEEP_SCHEDULE_ID,
+            task_queue=queues.CONTROL,
+            execution_timeout=timedelta(minutes=5),
+        ),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(seconds=interval_seconds))]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(minutes=1)),
+    )
+    try:
+        await client.create_schedule(ids.SWEEP_SCHEDULE_ID, schedule)
+    except ScheduleAlreadyRunningError:
+        await client.get_schedule_handle(ids.SWEEP_SCHEDULE_ID).update(lambda _: ScheduleUpdate(schedule))
+
+
+def build_workers(client: Client, config: Settings, database: Database, clouds: dict[str, Cloud]) -> list[Worker]:
+    """One Temporal worker for each configured queue."""
+    machines = MachineActivities(
+        database,
+        clouds,
+        owner=config.owner,
+        control_plane_url=config.public_url,
+        agent=(bundle.version(), bundle.sha256()),
+        heartbeat_interval_s=config.heartbeat_interval_seconds,
+        termination_alert_s=config.termination_alert_seconds,
+    )
+    sweep = SweepActivities(database, Delivery(config), clouds)
+    launch, node = LaunchActivities(database), NodeActivities(database)
+    activities: dict[str, list[Callable[..., Any]]] = {
+        queues.CONTROL: [
+            launch.validate_launch,
+            launch.plan_launch,
+            launch.open_attempt,
+            launch.close_attempt,
+            launch.complete_launch,
+            launch.finish_launch,
+            node.mark_node,
+            sweep.redeliver_intents,
+        ],
+        queues.PROVISION: [machines.provision_machine],
+        queues.TEARDOWN: [machines.terminate_machine, machines.check_registration, sweep.refresh_catalog],
+    }
+    limits = {
+        queues.CONTROL: config.control_concurrency,
+        queues.PROVISION: config.provision_concurrency,
+        queues.TEARDOWN: config.teardown_concurrency,
+    }
+    return [
+        Worker(
+            client,
+            task_queue=queue,
+            activities=activities[queue],
+            workflows=WORKFLOWS if queue == queues.CONTROL else [],
+            workflow_runner=SANDBOX,
+            max_concurrent_activities=limits[queue],
+            # A cancel reaches an activity with a heartbeat: held back for 0.8 of its timeout, it would take 12 s.
+            max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_SECONDS),
+            graceful_shutdown_timeout=timedelta(seconds=5),
+        )
+        for queue in config.worker_queues
+    ]
+
+
+class Delivery:
+    """`activities.sweep.IntentDelivery` over the same calls that the API makes."""
+
+    def __init__(self, config: Settings) -> None:
+        self._workflows = TemporalWorkflows(config)
+
+    async def start_launch(self, launch: m.LaunchInput) -> bool:
+        """See `IntentDelivery`."""
+        try:
+            await self._workflows.start_launch(launch, timeout_s=_DELIVERY_SECONDS)
+        except WorkflowsUnavailable as failure:
+            _log.warning("launch %s is not started yet: %s", launch.launch_id, failure)
+            return False
+        return True
+
+    async def cancel_launch(self, launch_id: str, command: m.CancelLaunch) -> bool:
+        """See `IntentDelivery`."""
+        try:
+            await self._workflows.cancel_launch(launch_id, command, timeout_s=_DELIVERY_SECONDS)
+        except (WorkflowsUnavailable, NoSuchWorkflow, CommandRefused) as failure:
+            _log.warning("the cancel of %s was not delivered: %s", launch_id, failure)
+            return False
+        return True
+
+    async def terminate_node(self, node: m.NodeInput, command: m.TerminateNode) -> bool:
+        """See `IntentDelivery`."""
+        try:
+            await self._workflows.terminate_node(node, command, timeout_s=_DELIVERY_SECONDS)
+        except (WorkflowsUnavailable, CommandRefused) as failure:
+            _log.warning("the termination of %s was not delivered: %s", node.node_id, failure)
+            return False
+        return True
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn that leaves signals to the worker."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def health_endpoint(config: Settings, client: Client, workers: list[Worker]) -> AsyncIterator[None]:
+    """`GET /health` on loopback: 200 while the queues are polled and Temporal answers, else 503."""
+    if not config.worker_health_port:
+        yield
+        return
+
+    async def health(_: Request) -> JSONResponse:
+        try:
+            temporal = await client.service_client.check_health(timeout=timedelta(seconds=3))
+        except RPCError:
+            temporal = False
+        running = all(worker.is_running for worker in workers)
+        return JSONResponse(
+            {"ok": temporal and running, "temporal": temporal, "queues": config.worker_queues},
+            status_code=200 if temporal and running else 503,
+        )
+
+    server = _QuietServer(
+        uvicorn.Config(
+            Starlette(routes=[Route("/health", health)]),
+            host="127.0.0.1",
+            port=config.worker_health_port,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+        )
+    )
+    serving = asyncio.create_task(server.serve())
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def run(config: Settings) -> None:
+    """Run the queues until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    database = Database(config.database_url.get_secret_value(), pool_size=config.database_pool_size)
+    clouds = build_clouds(config)
+    starting = asyncio.create_task(_start(config, database, clouds))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        return
+    client, workers = starting.result()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(database.aclose)
+        for cloud in clouds.values():
+            stack.push_async_callback(cloud.aclose)
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        await stack.enter_async_context(health_endpoint(config, client, workers))
+        _log.info("worker is up: %s", ", ".join(config.worker_queues))
+        await stop.wait()
+        _log.info("worker is stopping")
+
+
+async def _start(config: Settings, database: Database, clouds: dict[str, Cloud]) -> tuple[Client, list[Worker]]:
+    client = await connect(config)
+    if queues.CONTROL in config.worker_queues:
+        await search_attributes.register(client)
+        await ensure_sweep(client, config.sweep_interval_seconds)
+    while True:
+        try:
+            await _publish(config, database, clouds)
+            break
+        except (OSError, DBAPIError) as failure:  # away, still starting, or not migrated yet
+            _log.warning("the database is not ready: %s", failure)
+            await asyncio.sleep(0.5)
+    return client, build_workers(client, config, database, clouds)
+
+
+async def _publish(config: Settings, database: Database, clouds: dict[str, Cloud]) -> None:
+    """Write down what the API must know of this worker."""
+    if queues.PROVISION in config.worker_queues:
+        # Launches provisioned here name this version of the agent; any API must be able to hand it out.
+        async with database.transaction() as session:
+            await AgentBundleRepository(session).publish(bundle.version(), bundle.sha256(), bundle.build())
+    if queues.TEARDOWN in config.worker_queues:
+        # The first catalog, so that launches are accepted at once; from here on the sweep keeps it.
+        await refresh_catalog(database, clouds)
+
+
+def main() -> None:
+    """Entry point of `python -m worker`."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        uvloop.run(run(settings()))
+    except Exception:
+        _log.exception("the worker failed")
+        leave(1)
+    leave(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""All workflows, and the sandbox that they run in: for the worker, for tests and for replays alike."""
+
+from __future__ import annotations
+
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
+
+from workflows.launch import LaunchWorkflow
+from workflows.node import NodeWorkflow
+from workflows.sweep import SweepWorkflow
+
+WORKFLOWS = [LaunchWorkflow, NodeWorkflow, SweepWorkflow]
+
+#: What workflows import of our own is pure code and signatures; importing the pydantic models anew for every workflow
+#: would cost milliseconds each and gain nothing.
+SANDBOX = SandboxedWorkflowRunner(
+    restrictions=SandboxRestrictions.default.with_passthrough_modules(
+        "skyfleet", "activities", "workflows", "pydantic", "pydantic_core"
+    )
+)

@@ -1,0 +1,39 @@
+"""`SweepWorkflow`: run by a Temporal Schedule, mends what fell between two processes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+with workflow.unsafe.imports_passed_through():
+    from activities.signatures import SweepSteps
+    from skyfleet.domain import messages as m
+    from skyfleet.domain import queues
+
+
+@workflow.defn(name="SweepWorkflow")
+class SweepWorkflow:
+    """Lost starts are started, commands that did not reach their workflow delivered, the catalog is read anew."""
+
+    @workflow.run
+    async def run(self, request: m.SweepInput) -> m.SweepResult:
+        """One sweep. A step that fails is left to the next sweep, which is only seconds away."""
+        once = RetryPolicy(maximum_attempts=1)
+        result = await workflow.execute_activity_method(
+            SweepSteps.redeliver_intents,
+            request,
+            task_queue=queues.CONTROL,
+            start_to_close_timeout=timedelta(seconds=60),
+            retry_policy=once,
+        )
+        catalog = await workflow.execute_activity_method(
+            SweepSteps.refresh_catalog,
+            request,
+            task_queue=queues.TEARDOWN,
+            start_to_close_timeout=timedelta(seconds=60),
+            schedule_to_start_timeout=timedelta(seconds=60),
+            retry_policy=once,
+        )
+        return result.model_copy(update={"offers": catalog.offers})
