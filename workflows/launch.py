@@ -80,7 +80,8 @@ class LaunchWorkflow:
         await self._step(LaunchSteps.validate_launch, m.ValidateInput(launch_id=launch_id))
         while True:
             offer = await self._next_offer()
-            attempt = await self._open_attempt(offer)
+            attempt = await _uninterrupted(self._open_attempt(offer))
+            _raise_if_cancelled()
             try:
                 return await self._try(attempt)
             except _AttemptFailed as failure:
@@ -133,10 +134,7 @@ class LaunchWorkflow:
             )
         except ActivityError as failure:
             _raise_as_attempt_failure(failure)
-        # The activity may have ended well although a cancel was on its way to it: the cancel still holds.
-        current = asyncio.current_task()
-        if current is not None and current.cancelling():
-            raise asyncio.CancelledError
+        _raise_if_cancelled()
         if self._stage is LaunchStage.REQUESTING:
             self._stage = LaunchStage.PROVISIONING
         await self._await_registration(attempt)
@@ -159,6 +157,7 @@ class LaunchWorkflow:
                     summary="has the node registered? is its machine there?",
                     **options.LOOK,
                 )
+                _raise_if_cancelled()
                 if self._heard():
                     break
                 if look.registered is not None:
@@ -336,9 +335,18 @@ class LaunchWorkflow:
     ) -> _Out:
         """A step on our own database; what it refuses for good becomes the attempt's (or launch's) failure."""
         try:
-            return await workflow.execute_activity_method(step, request, summary=summary, **options.CONTROL)
+            result = await workflow.execute_activity_method(step, request, summary=summary, **options.CONTROL)
         except ActivityError as failure:
             _raise_as_attempt_failure(failure)
+        _raise_if_cancelled()
+        return result
+
+
+def _raise_if_cancelled() -> None:
+    """Call after an activity: its result hides a cancel that reached the workflow in the same task."""
+    current = asyncio.current_task()
+    if current is not None and current.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, _Out]) -> _Out:

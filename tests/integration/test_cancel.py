@@ -41,7 +41,8 @@ async def test_right_after_it_was_accepted(stack: RunningStack) -> None:
 
 async def test_in_the_launch_queue(stack: RunningStack) -> None:
     kind, waiting = stack.kind(), stack.kind()
-    await _create(stack, kind, {"delay_before_s": 8}, times=PROVISION_SLOTS)
+    create = {"operation": "create", "instance_type": kind.aws}
+    rule = await stack.bench.add_fault({"delay_before_s": 120}, match=create, times=PROVISION_SLOTS)
     holders = await asyncio.gather(*(stack.launch(kind.aws) for _ in range(PROVISION_SLOTS)))
     await asyncio.gather(*(stack.event(job_id, lambda event: event.stage == "REQUESTING") for job_id in holders))
     queued = await stack.launch(waiting.aws)
@@ -51,6 +52,7 @@ async def test_in_the_launch_queue(stack: RunningStack) -> None:
     assert LaunchStage.REQUESTING not in [event.stage for event in await stack.story(queued)]
     assert view.attempt_count == 1
     assert {(await stack.client.status(job_id)).stage for job_id in holders} == {LaunchStage.REQUESTING}
+    await stack.remove_fault(rule)  # the slots are free again
     await all_of(_cancelled(stack, job_id) for job_id in holders)
 
 

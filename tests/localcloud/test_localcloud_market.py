@@ -221,7 +221,7 @@ def test_probability_is_drawn_from_the_seed(tmp_path: Path) -> None:
         faults = Faults(book, random.Random(seed))
         rule = {"times": None, "probability": 0.5, "then": {"rate_limit": True}}
         faults.add(FaultRule.model_validate(rule))
-        return [faults.strike("get").rate_limit for _ in range(100)]
+        return [faults.strike("get").effect.rate_limit for _ in range(100)]
 
     assert draws(1) == draws(1) != draws(2)
     assert 30 < sum(draws(1)) < 70

@@ -6,8 +6,10 @@ first rule that strikes a request decides; one rule can do several things at onc
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -64,7 +66,7 @@ class Effect(_Part):
     error: InjectedError | None = None
     real: str | None = None  # a cloud's own code; the wording is filled in
     rate_limit: bool = False
-    delay_before_s: float = Field(default=0.0, ge=0)  # before anything happens
+    delay_before_s: float = Field(default=0.0, ge=0)  # before anything happens; ends with the rule, if that is sooner
     delay_after_s: float = Field(default=0.0, ge=0)  # it has happened, the reply is late
     drop_reply: bool = False  # it has happened, the connection closes without a reply
     boot_fails: str | None = None  # the machine ends before it runs, for this reason
@@ -94,7 +96,6 @@ class Effect(_Part):
         return BootFaults(self.boot_fails, self.boot_delay_s, self.never_boots, self.agent_dead)
 
 
-NO_EFFECT = Effect()
 
 
 class FaultRule(_Part):
@@ -110,6 +111,25 @@ class FaultRule(_Part):
 class _Armed:
     rule: FaultRule
     hits: int
+    removed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """What a request suffers, from a rule that may be removed meanwhile."""
+
+    effect: Effect
+    removed: asyncio.Event | None = None
+
+    async def hold_up(self) -> None:
+        """The delay before anything happens."""
+        if self.removed is not None and self.effect.delay_before_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.effect.delay_before_s):
+                    await self.removed.wait()
+
+
+_NO_STRIKE = Strike(Effect())
 
 
 class Faults:
@@ -130,10 +150,9 @@ class Faults:
 
     def remove(self, fault_id: int | None = None) -> int:
         """Take one rule, or all, out of force; returns how many there were."""
-        if fault_id is None:
-            self._armed.clear()
-        else:
-            self._armed.pop(fault_id, None)
+        for removed in list(self._armed) if fault_id is None else [fault_id]:
+            if removed in self._armed:
+                self._armed.pop(removed).removed.set()
         return self._ledger.remove_faults(fault_id)
 
     def view(self) -> list[dict[str, Any]]:
@@ -143,7 +162,7 @@ class Faults:
             for fault_id, armed in self._armed.items()
         ]
 
-    def strike(self, operation: Operation, name: str = "", place: wording.Place | None = None) -> Effect:
+    def strike(self, operation: Operation, name: str = "", place: wording.Place | None = None) -> Strike:
         """What the request suffers; counts the hit."""
         for fault_id, armed in self._armed.items():
             rule = armed.rule
@@ -154,5 +173,5 @@ class Faults:
             ):
                 armed.hits += 1
                 self._ledger.count_fault(fault_id, armed.hits)
-                return rule.then
-        return NO_EFFECT
+                return Strike(rule.then, armed.removed)
+        return _NO_STRIKE

@@ -312,13 +312,12 @@ class Api:
     # --- helpers --------------------------------------------------------------------------------------------
 
     async def _before(self, operation: Operation, name: str = "", place: Place | None = None) -> Effect:
-        effect = self._service.faults.strike(operation, name, place)
-        if effect.delay_before_s:
-            await asyncio.sleep(effect.delay_before_s)
-        refusal = effect.refusal(place)
+        strike = self._service.faults.strike(operation, name, place)
+        await strike.hold_up()
+        refusal = strike.effect.refusal(place)
         if refusal is not None:
             raise refusal
-        return effect
+        return strike.effect
 
     async def _after(self, effect: Effect, reply: Response) -> Response:
         if effect.delay_after_s:
