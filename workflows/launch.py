@@ -335,7 +335,7 @@ class LaunchWorkflow:
     ) -> _Out:
         """A step on our own database; what it refuses for good becomes the attempt's (or launch's) failure."""
         try:
-            result = await workflow.execute_activity_method(step, request, summary=summary, **options.CONTROL)
+            result: _Out = await workflow.execute_activity_method(step, request, summary=summary, **options.CONTROL)
         except ActivityError as failure:
             _raise_as_attempt_failure(failure)
         _raise_if_cancelled()

@@ -96,8 +96,6 @@ class Effect(_Part):
         return BootFaults(self.boot_fails, self.boot_delay_s, self.never_boots, self.agent_dead)
 
 
-
-
 class FaultRule(_Part):
     """One rule. `times`: how often it strikes, None for always."""
 
