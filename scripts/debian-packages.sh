@@ -35,5 +35,7 @@ fi
 
 echo "debian-packages: installing ${missing[*]}" >&2
 export DEBIAN_FRONTEND=noninteractive
-"${as_root[@]}" apt-get update -q >&2
-"${as_root[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}" >&2
+# Somebody else's apt may be at work, the system's own daily one for instance: waited for, not tripped over.
+wait_for_lock=(-o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
+"${as_root[@]}" apt-get "${wait_for_lock[@]}" update -q >&2
+"${as_root[@]}" apt-get "${wait_for_lock[@]}" install -q -y --no-install-recommends "${missing[@]}" >&2
