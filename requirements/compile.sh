@@ -3,8 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 flags=(--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate -q)
-uv pip compile "${flags[@]}" pyproject.toml -o requirements/runtime.txt "$@"
-uv pip compile "${flags[@]}" pyproject.toml --extra dev -c requirements/runtime.txt -o requirements/dev.txt "$@"
+# The widest of what ships first: the others take their versions from it.
+uv pip compile "${flags[@]}" pyproject.toml --extra skypilot -o requirements/skypilot.txt "$@"
+uv pip compile "${flags[@]}" pyproject.toml -c requirements/skypilot.txt -o requirements/runtime.txt "$@"
+uv pip compile "${flags[@]}" pyproject.toml --extra dev -c requirements/skypilot.txt -o requirements/dev.txt "$@"
 # What the Dockerfile builds the wheel with.
 python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' |
   uv pip compile "${flags[@]}" - -c requirements/dev.txt -o requirements/build.txt "$@"

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_BY_FILE = ("admin_token", "database_url")
+_BY_FILE = ("admin_token", "database_url", "model_bucket_access_key_id", "model_bucket_secret_access_key")
 
 
 class Settings(BaseSettings):
@@ -29,6 +29,26 @@ class Settings(BaseSettings):
     temporal_ui_url: str = "http://127.0.0.1:8233"
     public_url: str = "http://127.0.0.1:8080"  # where node agents reach the API
     local_cloud_url: str | None = None  # set: the sandbox's local cloud is one of the backends
+
+    # SkyPilot: which API server, and with which token, are its own settings (`SKYPILOT_API_SERVER_ENDPOINT`, …)
+    skypilot: bool = False  # set: what its enabled clouds sell can be launched
+    skypilot_settle_seconds: float = Field(default=30.0, ge=0)  # how late a cloud may show a machine it was asked for
+
+    # machines of real clouds
+    node_port: int = Field(
+        default=8000, gt=0, lt=65_536
+    )  # where the engine listens, open to whoever may reach the node
+    node_disk_gb: int = Field(default=200, ge=20)
+    node_image: str | None = None  # None: SkyPilot's default for the cloud
+    node_autostop_minutes: int = Field(default=10, ge=1)  # a node whose agent ended turns itself off this much later
+
+    # the model bucket: any S3-compatible store
+    model_bucket_url: str | None = None  # s3://bucket/prefix
+    model_bucket_endpoint: str | None = None  # None: AWS itself
+    model_bucket_region: str = "us-east-1"
+    model_bucket_access_key_id: SecretStr | None = None
+    model_bucket_secret_access_key: SecretStr | None = None
+    model_bucket_refresh_seconds: float = Field(default=3_600.0, ge=10.0)
 
     # who we are
     owner: str = "skyfleet"  # tag on every machine that this control plane pays for

@@ -42,8 +42,13 @@ class ModelRow(SQLModel, table=True):
     parameters: int | None = Field(default=None, sa_type=BigInteger)
     context_length: int | None = None
     vram_required_gb: float
+    dtype: str | None = None  # of most of the weights: "bfloat16", "fp8", …
+    weights_gb: float | None = None  # GiB, all files together
+    # How `vram_required_gb` came about (skyfleet.domain.sizing), None where a person gave the figure.
+    vram_estimate: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))
     source: str | None = None  # where the weights are: a hub id, a bucket URL or a path
     origin: str = "manual"  # "builtin", "manual" or "bucket"
+    fingerprint: str | None = None  # of the files that a bucket's model was derived from
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     updated_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
 
@@ -286,6 +291,41 @@ class BackendRow(SQLModel, table=True):
     sandbox: bool = False
     synced_at: datetime | None = Field(default=None, sa_column=_time())
     error: str | None = None
+
+
+class CloudAccessRow(SQLModel, table=True):
+    """Whether a backend may buy at a cloud, as it last checked, and why not."""
+
+    __tablename__ = "cloud_access"
+
+    backend: str = Field(primary_key=True)
+    cloud: str = Field(primary_key=True)
+    enabled: bool
+    reason: str = ""  # in the backend's words
+    checked_at: datetime = Field(sa_column=_time(nullable=False))
+
+
+class GivenUpNameRow(SQLModel, table=True):
+    """The name of a machine that was given up: no create of it may yield one, whoever still has it under way."""
+
+    __tablename__ = "given_up_names"
+
+    name: str = Field(primary_key=True)
+    at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False, index=True))
+
+
+class ModelBucketRow(SQLModel, table=True):
+    """The model bucket, and how its last reading went."""
+
+    __tablename__ = "model_buckets"
+
+    url: str = Field(primary_key=True)
+    attempted_at: datetime | None = Field(default=None, sa_column=_time())
+    synced_at: datetime | None = Field(default=None, sa_column=_time())
+    error: str | None = None
+    models: int = 0
+    # what looks like a model and could not be read: {"path", "reason"}
+    skipped: list[dict[str, str]] = Field(default_factory=list, sa_column=_json(default="'[]'::jsonb"))
 
 
 class AgentBundleRow(SQLModel, table=True):

@@ -136,6 +136,9 @@ def _rows() -> list[SQLModel]:
         tables.OfferRow(key="k", backend="b", cloud="c", **place, hourly_price=Decimal("0.4")),
         tables.BackendRow(name="b"),
         tables.AgentBundleRow(version="1", sha256="s", content=b"c"),
+        tables.CloudAccessRow(backend="b", cloud="c", enabled=False, reason="no credentials", checked_at=now),
+        tables.GivenUpNameRow(name="c"),
+        tables.ModelBucketRow(url="s3://b", skipped=[{"path": "p", "reason": "no config.json"}]),
     ]
 
 
