@@ -160,6 +160,8 @@ def test_ctrl_c_leaves_the_launch_running(api: FakeApi, url: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # Tests that a shell runs in the background inherit an ignored SIGINT, which a person's terminal never gives.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stdout is not None
     while "provisioning" not in child.stdout.readline():
