@@ -161,7 +161,7 @@ def test_ctrl_c_leaves_the_launch_running(api: FakeApi, url: str) -> None:
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         # Tests that a shell runs in the background inherit an ignored SIGINT, which a person's terminal never gives.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it does no more than that
     )
     assert child.stdout is not None
     while "provisioning" not in child.stdout.readline():
