@@ -115,7 +115,13 @@ def build_workers(client: Client, config: Settings, database: Database, clouds: 
         heartbeat_interval_s=config.heartbeat_interval_seconds,
         termination_alert_s=config.termination_alert_seconds,
     )
-    sweep = SweepActivities(database, Delivery(config), clouds)
+    sweep = SweepActivities(
+        database,
+        Delivery(config),
+        clouds,
+        owner=config.owner,
+        compare_interval_s=config.compare_interval_seconds,
+    )
     launch, node = LaunchActivities(database), NodeActivities(database)
     activities: dict[str, list[Callable[..., Any]]] = {
         queues.CONTROL: [
@@ -129,7 +135,12 @@ def build_workers(client: Client, config: Settings, database: Database, clouds: 
             sweep.redeliver_intents,
         ],
         queues.PROVISION: [machines.provision_machine],
-        queues.TEARDOWN: [machines.terminate_machine, machines.check_registration, sweep.refresh_catalog],
+        queues.TEARDOWN: [
+            machines.terminate_machine,
+            machines.check_registration,
+            sweep.compare_with_clouds,
+            sweep.refresh_catalog,
+        ],
     }
     limits = {
         queues.CONTROL: config.control_concurrency,
@@ -184,6 +195,14 @@ class Delivery:
             _log.warning("the termination of %s was not delivered: %s", node.node_id, failure)
             return False
         return True
+
+    async def end_stray(self, stray: m.TerminateInput) -> bool:
+        """See `IntentDelivery`."""
+        try:
+            return await self._workflows.start_teardown(stray, timeout_s=_DELIVERY_SECONDS)
+        except WorkflowsUnavailable as failure:
+            _log.warning("the end of %s, which nobody claims, is not begun yet: %s", stray.cluster_name, failure)
+            return False
 
 
 class _QuietServer(uvicorn.Server):

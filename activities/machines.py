@@ -23,7 +23,15 @@ from skyfleet.domain import ids
 from skyfleet.domain import messages as m
 from skyfleet.domain.classifier import classify, timeout_error
 from skyfleet.domain.errors import ClassifiedError, CloudError, CloudUnreachable, ErrorKind, ErrorScope
-from skyfleet.domain.offers import CloudInstance, CreateRequest, EngineSpec, InstanceState, NodeBoot, Offer
+from skyfleet.domain.offers import (
+    CloudInstance,
+    CreateRequest,
+    EngineSpec,
+    InstanceProgress,
+    InstanceState,
+    NodeBoot,
+    Offer,
+)
 from skyfleet.domain.states import AGENT_STAGES, AttemptState, LaunchStage, Market, NodeStatus
 
 #: A create that is under way when its activity is cancelled is waited for this long, so that the teardown that
@@ -75,7 +83,8 @@ class MachineActivities(MachineSteps):
             try:
                 instance = await cloud.get(request.attempt.cluster_name)
                 adopted = instance is not None
-                if instance is None:
+                # One that is not up yet is asked for as well: who asked first may have died half way.
+                if instance is None or instance.state is InstanceState.PENDING:
                     if time.monotonic() > deadline:
                         raise TimeoutError
                     details["seen"] = "asking the cloud"
@@ -195,6 +204,8 @@ class MachineActivities(MachineSteps):
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
                 async for progress in cloud.progress(name):
                     details["seen"] = progress.message
+                    if progress.milestone is not None:
+                        await self._observed(request, progress)
         except CloudError as failure:
             refusal = failure
         # A machine that ended will not run, whatever kind of error its end was told as: the look at it decides.
@@ -205,6 +216,19 @@ class MachineActivities(MachineSteps):
             raise refusal
         await self._running(request, seen)
         return seen
+
+    async def _observed(self, request: m.ProvisionInput, progress: InstanceProgress) -> None:
+        """A milestone on the way up, for the people who wait."""
+        ref = request.attempt
+        async with self._database.transaction() as session:
+            await LaunchRepository(session).record(
+                ref.launch_id,
+                kind="progress",
+                attempt=ref.number,
+                message=progress.message,
+                data={"milestone": progress.milestone, "state": progress.state.value},
+                dedupe=f"milestone:{ref.number}:{progress.milestone}",
+            )
 
     async def _running(self, request: m.ProvisionInput, instance: CloudInstance) -> None:
         ref = request.attempt
@@ -299,7 +323,7 @@ class MachineActivities(MachineSteps):
         activity.logger.error(message)
         async with self._database.transaction() as session:
             launches = LaunchRepository(session)
-            launch = await launches.get(request.launch_id, lock=True)
+            launch = await launches.get(request.launch_id, lock=True) if request.launch_id else None
             if launch is None:
                 return
             new = await launches.record(
@@ -323,8 +347,8 @@ class MachineActivities(MachineSteps):
         """Write down that the machine is gone: here its bill ends."""
         async with self._database.transaction() as session:
             launches = LaunchRepository(session)
-            launch = await launches.get(request.launch_id, lock=True)
-            if request.attempt is not None:
+            launch = await launches.get(request.launch_id, lock=True) if request.launch_id else None
+            if request.launch_id is not None and request.attempt is not None:
                 attempt = await AttemptRepository(session).get(request.launch_id, request.attempt, lock=True)
                 if attempt is not None and attempt.closed_at is None:
                     attempt.closed_at = at

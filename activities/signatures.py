@@ -82,6 +82,11 @@ class SweepSteps:
         raise NotImplementedError
 
     @activity.defn
+    async def compare_with_clouds(self, request: m.SweepInput) -> m.SweepResult:
+        """End machines that nobody claims, and nodes whose machine is gone. Queue: `teardown`."""
+        raise NotImplementedError
+
+    @activity.defn
     async def refresh_catalog(self, request: m.SweepInput) -> m.SweepResult:
         """Read the clouds' offers into the catalog. Queue: `teardown`, whose worker has the clouds."""
         raise NotImplementedError

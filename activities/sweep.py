@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Protocol
@@ -11,12 +13,13 @@ from temporalio import activity
 
 from activities.signatures import SweepSteps
 from skyfleet.clouds.base import Cloud
-from skyfleet.db.repositories import CatalogRepository, LaunchRepository, NodeRepository
+from skyfleet.db.repositories import AttemptRepository, CatalogRepository, LaunchRepository, NodeRepository
 from skyfleet.db.session import Database
 from skyfleet.db.tables import BackendRow, utcnow
 from skyfleet.domain import messages as m
 from skyfleet.domain.errors import CloudError, CloudUnreachable
 from skyfleet.domain.launches import LaunchSpec
+from skyfleet.domain.offers import InstanceState
 
 _log = logging.getLogger(__name__)
 
@@ -39,14 +42,29 @@ class IntentDelivery(Protocol):
         """Deliver a node's termination, starting its workflow if it is not there."""
         ...
 
+    async def end_stray(self, stray: m.TerminateInput) -> bool:
+        """Have a machine ended that nobody claims; False also if that is under way."""
+        ...
+
 
 class SweepActivities(SweepSteps):
     """Steps of `SweepWorkflow`."""
 
-    def __init__(self, database: Database, delivery: IntentDelivery, clouds: Mapping[str, Cloud]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        delivery: IntentDelivery,
+        clouds: Mapping[str, Cloud],
+        *,
+        owner: str,
+        compare_interval_s: float,
+    ) -> None:
         self._database = database
         self._delivery = delivery
         self._clouds = clouds
+        self._owner = owner
+        self._compare_interval_s = compare_interval_s
+        self._compared_at: dict[str, float] = {}
 
     @activity.defn
     async def redeliver_intents(self, request: m.SweepInput) -> m.SweepResult:
@@ -81,9 +99,61 @@ class SweepActivities(SweepSteps):
         return result
 
     @activity.defn
+    async def compare_with_clouds(self, request: m.SweepInput) -> m.SweepResult:
+        """Compare what each cloud has of ours with what the database knows, and end what only one of them knows.
+
+        A cloud that does not answer says nothing, and is asked by the next sweep.
+        """
+        result = m.SweepResult()
+        for name, cloud in self._clouds.items():
+            due = self._compared_at.get(name, -math.inf) + self._compare_interval_s
+            if time.monotonic() < due:
+                continue
+            try:
+                await self._compare(name, cloud, request, result)
+            except (CloudError, CloudUnreachable) as failure:
+                _log.warning("what %s has could not be compared: %s", name, failure)
+                continue
+            self._compared_at[name] = time.monotonic()
+        return result
+
+    async def _compare(self, backend: str, cloud: Cloud, request: m.SweepInput, result: m.SweepResult) -> None:
+        # The database first for nodes, the cloud first for machines: each is written down before it is made, so that
+        # nothing that comes to be in between looks lost, or like a stray.
+        async with self._database.transaction() as session:
+            nodes = await NodeRepository(session).serving(backend)
+        machines = {machine.name for machine in await cloud.list(self._owner)}
+        async with self._database.transaction() as session:
+            attempts = await AttemptRepository(session).of_clusters(sorted(machines))
+        for name in sorted(machines):
+            attempt = attempts.get(name)
+            if (attempt is None or attempt.closed_at is not None) and await _there(cloud, name):
+                stray = m.TerminateInput(
+                    backend=backend,
+                    cluster_name=name,
+                    reason="no launch claims it" if attempt is None else "it was confirmed gone, and is there",
+                    launch_id=attempt.launch_id if attempt else None,
+                    attempt=attempt.number if attempt else None,
+                )
+                if request.dry_run or await self._delivery.end_stray(stray):
+                    _log.warning("%s: %s; ending it", name, stray.reason)
+                    result.ended_strays.append(name)
+        for node in nodes:
+            if node.cluster_name not in machines and not await _there(cloud, node.cluster_name):
+                lost = m.TerminateNode(requested_by="skyfleet", reason="its cloud has no such machine any more")
+                if request.dry_run or await self._delivery.terminate_node(node.workflow_input(), lost):
+                    _log.warning("the machine of node %s is gone", node.id)
+                    result.lost_nodes.append(node.id)
+
+    @activity.defn
     async def refresh_catalog(self, request: m.SweepInput) -> m.SweepResult:
         """Read every cloud's offers; one that does not answer keeps what was known of it, with the error beside it."""
         return m.SweepResult(offers=0 if request.dry_run else await refresh_catalog(self._database, self._clouds))
+
+
+async def _there(cloud: Cloud, name: str) -> bool:
+    machine = await cloud.get(name)
+    return machine is not None and machine.state is not InstanceState.TERMINATED
 
 
 async def refresh_catalog(database: Database, clouds: Mapping[str, Cloud]) -> int:

@@ -17,6 +17,7 @@ from skyfleet.domain.messages import (
     NodeInput,
     NodeRegistered,
     StageReached,
+    TerminateInput,
     TerminateNode,
 )
 from skyfleet.settings import Settings
@@ -163,6 +164,25 @@ class TemporalWorkflows:
             return await client.execute_update_with_start_workflow(
                 NodeWorkflow.terminate, command, start_workflow_operation=start, id="terminate"
             )
+
+    async def start_teardown(self, request: TerminateInput, *, timeout_s: float) -> bool:
+        """Start the workflow that ends this machine; False if it runs already. The sweep's own."""
+        from temporalio.exceptions import WorkflowAlreadyStartedError
+
+        from workflows.teardown import TeardownWorkflow
+
+        async with self._talk(timeout_s) as client:
+            try:
+                await client.start_workflow(
+                    TeardownWorkflow.run,
+                    request,
+                    id=ids.teardown_workflow_id(request.cluster_name),
+                    task_queue=queues.CONTROL,
+                    static_summary=f"{request.cluster_name}: {request.reason}",
+                )
+            except WorkflowAlreadyStartedError:
+                return False
+            return True
 
     async def check(self, *, timeout_s: float) -> None:
         """See `Workflows`."""

@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     teardown_concurrency: int = Field(default=20, ge=1)
     control_concurrency: int = Field(default=50, ge=1)
     sweep_interval_seconds: float = Field(default=10.0, ge=1.0)
+    compare_interval_seconds: float = Field(default=30.0, gt=0)  # of what the clouds have with what the database knows
     heartbeat_interval_seconds: float = Field(default=10.0, gt=0)  # asked of node agents
     termination_alert_seconds: float = 120.0  # a machine that will not go for this long raises an alert
 

@@ -7,8 +7,9 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from workflows.launch import LaunchWorkflow
 from workflows.node import NodeWorkflow
 from workflows.sweep import SweepWorkflow
+from workflows.teardown import TeardownWorkflow
 
-WORKFLOWS = [LaunchWorkflow, NodeWorkflow, SweepWorkflow]
+WORKFLOWS = [LaunchWorkflow, NodeWorkflow, SweepWorkflow, TeardownWorkflow]
 
 #: What workflows import of our own is pure code and signatures; importing the pydantic models anew for every workflow
 #: would cost milliseconds each and gain nothing.

@@ -15,7 +15,10 @@ with workflow.unsafe.imports_passed_through():
 
 @workflow.defn(name="SweepWorkflow")
 class SweepWorkflow:
-    """Lost starts are started, commands that did not reach their workflow delivered, the catalog is read anew."""
+    """Lost starts are started, commands that did not reach their workflow delivered, the catalog is read anew.
+
+    What the clouds have is compared with what the database knows.
+    """
 
     @workflow.run
     async def run(self, request: m.SweepInput) -> m.SweepResult:
@@ -36,4 +39,15 @@ class SweepWorkflow:
             schedule_to_start_timeout=timedelta(seconds=60),
             retry_policy=once,
         )
-        return result.model_copy(update={"offers": catalog.offers})
+        result = result.model_copy(update={"offers": catalog.offers})
+        if not workflow.patched("compare-with-clouds"):  # a sweep that was under way when this step came
+            return result
+        found = await workflow.execute_activity_method(
+            SweepSteps.compare_with_clouds,
+            request,
+            task_queue=queues.TEARDOWN,
+            start_to_close_timeout=timedelta(seconds=60),
+            schedule_to_start_timeout=timedelta(seconds=60),
+            retry_policy=once,
+        )
+        return result.model_copy(update={"ended_strays": found.ended_strays, "lost_nodes": found.lost_nodes})

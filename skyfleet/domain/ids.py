@@ -32,6 +32,11 @@ def node_workflow_id(node_id: str) -> str:
     return f"node/{node_id}"
 
 
+def teardown_workflow_id(cluster_name: str) -> str:
+    """Id of the `TeardownWorkflow` that ends a machine which nothing else owns."""
+    return f"teardown/{cluster_name}"
+
+
 #: Id of the Temporal Schedule that runs `SweepWorkflow`, and the prefix of its runs.
 SWEEP_SCHEDULE_ID = "sweep"
 

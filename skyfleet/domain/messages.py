@@ -216,7 +216,7 @@ class TerminateInput(BaseModel):
     backend: str
     cluster_name: str
     reason: str
-    launch_id: str
+    launch_id: str | None  # None: a machine that nobody wrote down
     attempt: int | None = None
     node_id: str | None = None
 
@@ -304,4 +304,6 @@ class SweepResult(BaseModel):
     restarted_launches: list[str] = []
     redelivered_cancels: list[str] = []
     redelivered_terminations: list[str] = []
+    ended_strays: list[str] = []
+    lost_nodes: list[str] = []
     offers: int = 0

@@ -129,3 +129,14 @@ class InstanceProgress(BaseModel):
     at: datetime
     state: InstanceState
     message: str
+    milestone: str | None = None  # a point that the launch's history should show, by a stable name
+
+
+class CloudAccess(BaseModel):
+    """Whether a backend may buy at a cloud; `reason` says, in the backend's words, why not and what to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cloud: str
+    enabled: bool
+    reason: str = ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from decimal import Decimal
 
 from skyfleet.domain.offers import Offer
 
@@ -16,6 +17,7 @@ OFFER = "skyfleet-offer"
 PRICE = "skyfleet-price"  # USD an hour in millionths, so that it is read back exactly
 
 _LONGEST = 63
+_MICRO = Decimal(1_000_000)
 
 
 def value(text: str) -> str:
@@ -30,3 +32,13 @@ def value(text: str) -> str:
 def offer_value(offer: Offer) -> str:
     """Identifies the offer; not meant to be read back."""
     return hashlib.sha256(offer.key.encode()).hexdigest()[:16]
+
+
+def price_value(offer: Offer) -> str:
+    """The offer's price."""
+    return str(int(offer.hourly_price * _MICRO))
+
+
+def price_of(value: str | None) -> Decimal:
+    """The price in a label, USD an hour; 0 where there is none."""
+    return Decimal(value or 0) / _MICRO

@@ -8,6 +8,7 @@ from skyfleet.db.repositories.catalog import (
     RefusalRepository,
 )
 from skyfleet.db.repositories.launches import AttemptRepository, LaunchRepository
+from skyfleet.db.repositories.names import GivenUpNameRepository
 from skyfleet.db.repositories.nodes import NodeRepository
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "AttemptRepository",
     "AuditRepository",
     "CatalogRepository",
+    "GivenUpNameRepository",
     "LaunchRepository",
     "ModelRepository",
     "NodeRepository",

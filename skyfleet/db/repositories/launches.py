@@ -357,8 +357,9 @@ class AttemptRepository(Repository):
                 ),
                 instance_id=instance.id,
                 address=instance.address,
-                created_at=instance.created_at,
-                running_at=instance.running_at,
+                # When it was first seen: SkyPilot moves its own time when a launch is taken up again.
+                created_at=func.coalesce(col(AttemptRow.created_at), instance.created_at),
+                running_at=func.coalesce(col(AttemptRow.running_at), instance.running_at),
             )
         )
         await self.session.execute(statement)
@@ -371,6 +372,11 @@ class AttemptRepository(Repository):
             .values(state=AttemptState.SUCCEEDED.value)
         )
         await self.session.execute(statement)
+
+    async def of_clusters(self, names: Sequence[str]) -> dict[str, AttemptRow]:
+        """The attempts that these machines were asked for by, by the machine's name."""
+        statement = select(AttemptRow).where(col(AttemptRow.cluster_name).in_(names))
+        return {row.cluster_name: row for row in (await self.session.execute(statement)).scalars()}
 
     async def of_launch(self, launch_id: str) -> Sequence[AttemptRow]:
         """All attempts of a launch, in order."""

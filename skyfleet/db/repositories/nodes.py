@@ -102,6 +102,15 @@ class NodeRepository(Repository):
         statement = statement.order_by(col(NodeRow.registered_at).desc(), col(NodeRow.id).desc()).limit(limit)
         return (await self.session.execute(statement)).scalars().all()
 
+    async def serving(self, backend: str) -> Sequence[NodeRow]:
+        """Nodes of a backend whose end nobody has asked for."""
+        statement = select(NodeRow).where(
+            col(NodeRow.backend) == backend,
+            col(NodeRow.terminate_requested_at).is_(None),
+            col(NodeRow.status).in_([NodeStatus.READY.value, NodeStatus.DRAINING.value]),
+        )
+        return (await self.session.execute(statement)).scalars().all()
+
     async def undelivered_terminations(self, older_than: datetime, limit: int = 500) -> Sequence[NodeRow]:
         """Nodes whose end was asked for some time ago and that are still marked ready."""
         statement = (
