@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from skyfleet.domain.offers import CloudInstance, CreateRequest, InstanceProgress, Offer
+from skyfleet.domain.offers import CloudAccess, CloudInstance, CreateRequest, InstanceProgress, Offer
 
 
 class Cloud(Protocol):
@@ -26,6 +26,10 @@ class Cloud(Protocol):
 
     async def offers(self) -> list[Offer]:
         """Everything on sale, whether there is capacity now or not."""
+        ...
+
+    async def access(self) -> list[CloudAccess]:
+        """The clouds that it knows, and whether it may buy there. Asks them all, which can take long."""
         ...
 
     async def create(self, request: CreateRequest) -> CloudInstance:

@@ -11,7 +11,7 @@ import aiohttp
 from pydantic import TypeAdapter, ValidationError
 
 from skyfleet.domain.errors import CloudError, CloudUnreachable
-from skyfleet.domain.offers import CloudInstance, CreateRequest, InstanceProgress, InstanceState, Offer
+from skyfleet.domain.offers import CloudAccess, CloudInstance, CreateRequest, InstanceProgress, InstanceState, Offer
 
 _OFFERS = TypeAdapter(list[Offer])
 _INSTANCES = TypeAdapter(list[CloudInstance])
@@ -102,6 +102,11 @@ class LocalCloud(_Client):
             self._offers = _parsed(_OFFERS, reply)
             self._etag = reply.etag
         return list(self._offers)
+
+    async def access(self) -> list[CloudAccess]:
+        """Every cloud that it plays; all are enabled."""
+        clouds = {offer.cloud for offer in await self.offers()}
+        return [CloudAccess(cloud=cloud, enabled=True) for cloud in sorted(clouds)]
 
     async def create(self, request: CreateRequest) -> CloudInstance:
         """Ask for a machine; the same name again returns the same machine."""
