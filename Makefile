@@ -37,7 +37,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 
 .PHONY: debian-packages
 debian-packages: ## Install the Debian packages that tests need (as root or with sudo; says so where there is neither)
-	@scripts/debian-packages.sh --optional chromium
+	@scripts/debian-packages.sh --optional chromium openssh-client procps rsync
 
 .PHONY: lint
 lint: install ## Check style, types and the import table

@@ -12,6 +12,9 @@ from skyfleet.db.session import Database
 from skyfleet.exit import leave
 from tests.postgres import TestServer, running_postgres
 
+#: Fixtures that several folders use and that are long enough for a file of their own.
+pytest_plugins = ("tests.labs.aws.fixtures",)
+
 _STATUS = pytest.StashKey[int]()
 
 
