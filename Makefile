@@ -59,7 +59,10 @@ test: lint debian-packages ## Lint, then all tests but the slow ones
 test-slow: install debian-packages ## The slow tests: a real llama.cpp on the local cloud, full labs
 	@command -v c++ >/dev/null || scripts/debian-packages.sh g++
 	PYTHON=$(BIN)/python bash tests/slow/install_llama_cpp.sh $(LLAMA)
-	LLAMA_SERVER=$(LLAMA)/bin/llama-server $(BIN)/python -m pytest -m slow $(ARGS)
+	LLAMA_SERVER=$(LLAMA)/bin/llama-server $(BIN)/python -m pytest -m "slow and not lab" $(ARGS)
+	scripts/debian-packages.sh --optional curl iproute2 openssh-server
+	$(BIN)/python -m tests.labs.aws.runtime || echo "tests that need it will be skipped" >&2
+	tests/labs/box.sh $(BIN)/python -m pytest -m lab $(ARGS)
 
 .PHONY: demo
 demo: install ## One launch from request to teardown on this machine, checked against the cloud's ledger

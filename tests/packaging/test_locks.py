@@ -37,6 +37,9 @@ def test_a_lock_holds_pinned_hashed_names_and_no_address(lock: str) -> None:
     assert " @ " not in LOCKS[lock]
 
 
+LAB_VM = [
+    line for line in (ROOT / "requirements" / "lab-vm.in").read_text().splitlines() if line and not line.startswith("#")
+]
 CORE = PROJECT["project"]["dependencies"]
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 
@@ -48,6 +51,7 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
         ("skypilot.txt", [*CORE, *EXTRAS["skypilot"]]),
         ("dev.txt", [*CORE, *EXTRAS["skypilot"], *EXTRAS["dev"]]),
         ("build.txt", PROJECT["build-system"]["requires"]),
+        ("lab-vm.txt", LAB_VM),
     ],
 )
 def test_a_lock_satisfies_what_the_project_asks_for(lock: str, wanted: list[str]) -> None:
@@ -64,3 +68,4 @@ def test_the_locks_agree() -> None:
     assert pins("skypilot.txt").items() <= dev.items()
     assert pins("runtime.txt").items() <= pins("skypilot.txt").items()
     assert pins("build.txt").items() <= dev.items()
+    assert pins("lab-vm.txt")["skypilot"] == dev["skypilot"]

@@ -28,14 +28,18 @@ import httpx
 from pydantic import TypeAdapter
 
 from skyfleet.agent.processes import descendants
-from tests.labs.aws import catalog
-from tests.labs.aws.records import Call, Fault, Instance, Market, Rule
+from tests.labs.aws import catalog, runtime
+from tests.labs.aws.records import Call, Fault, Instance, Market, Preemption, Rule
 from tests.postgres import free_port
 from tests.waiting import eventually
 
 ROOT: Final = Path(__file__).parents[3]
 #: SkyPilot runs these, and does not start a launch without them.
 PROGRAMS: Final = ("ssh", "ssh-keygen", "rsync", "pkill")
+MACHINE_PROGRAMS: Final = ("ip", "sshd", "curl")
+#: In a private box, its address on its machines' network.
+BOX: Final = "SKYFLEET_LAB_BOX"
+_PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _SKY: Final = Path(sys.executable).parent / "sky"
 _START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 20.0
@@ -45,9 +49,17 @@ _INSTANCES: Final = TypeAdapter(list[Instance])
 _RULES: Final = TypeAdapter(list[Rule])
 
 
-def missing_programs(programs: Sequence[str] = PROGRAMS) -> list[str]:
-    """Those that this machine lacks."""
-    return [program for program in programs if shutil.which(program) is None]
+def missing(*, machines: bool = False) -> str | None:
+    """Why a lab cannot be had here, with or without machines; None if it can."""
+    programs = [*PROGRAMS, *(MACHINE_PROGRAMS if machines else ())]
+    absent = [program for program in programs if shutil.which(program, path=_PATH) is None]
+    if absent:
+        return f"SkyPilot's AWS lab needs {', '.join(absent)}: see `make debian-packages`, `make test-slow`"
+    if machines and BOX not in os.environ:
+        return "machines need a private box, and that needs root: tests/labs/box.sh pytest -m lab"
+    if machines and not runtime.folder().is_dir():
+        return "no runtime for machines: python -m tests.labs.aws.runtime"
+    return None
 
 
 @dataclass(frozen=True)
@@ -68,10 +80,15 @@ class InjectedFault:
 
 
 class AwsLab:
-    """One lab. `start` it, `stop` it; in between, what it tells of its cloud is true to the moment."""
+    """One lab. `start` it, `stop` it; in between, what it tells of its cloud is true to the moment.
 
-    def __init__(self, folder: Path) -> None:
+    With `machines` its instances are machines that one can log into and that run what they are given. That needs a
+    private box and a built runtime: see `missing`. Without, a launch that AWS grants waits for ssh, in vain.
+    """
+
+    def __init__(self, folder: Path, *, machines: bool = False) -> None:
         self.folder = folder
+        self._with_machines = machines
         self.home = folder / "home"
         self._user_id = secrets.token_hex(4)
         self._cloud_port = free_port()
@@ -90,10 +107,17 @@ class AwsLab:
         """The environment of a process that asks this lab's SkyPilot: everything that it needs, and nothing of ours."""
         return {**self._server_env(), "SKYPILOT_API_SERVER_ENDPOINT": self.endpoint}
 
+    @property
+    def host_address(self) -> str:
+        """Where its machines reach a server of ours that listens on all addresses."""
+        return os.environ[BOX]
+
     async def start(self) -> None:
         """Start the cloud, then the API server; returns when both answer and AWS is enabled."""
         self._furnish()
         cloud = [sys.executable, "-m", "tests.labs.aws.cloud", "--port", str(self._cloud_port)]
+        if self._with_machines:
+            cloud += ["--machines", str(self.folder / "machines")]
         self._cloud = _Guarded(cloud, {**os.environ}, self.folder / "cloud.log", ROOT)
         await self.start_api_server()
         await self._until(self._cloud, f"{self._cloud_url}/_lab/instances")
@@ -122,6 +146,10 @@ class AwsLab:
     def api_server_processes(self) -> list[int]:
         """Ids of the API server's processes, its executors and theirs; empty when it does not run."""
         return descendants(self._server.pid) if self._server is not None else []
+
+    def machine_processes(self) -> list[int]:
+        """Ids of the processes of all machines that are on."""
+        return descendants(self._cloud.pid)[1:] if self._cloud is not None else []  # the first is the cloud's own
 
     async def sky(self, *arguments: str) -> str:
         """Run SkyPilot's command line; its output. Raises CalledProcessError when it fails."""
@@ -195,9 +223,9 @@ class AwsLab:
         """The instances that cost something."""
         return [instance for instance in await self.instances() if not instance.ended]
 
-    async def preempt(self, instance_id: str) -> None:
-        """The cloud takes the machine away."""
-        await self.control("POST", f"instances/{instance_id}/preempt")
+    async def preempt(self, instance_id: str, *, notice_s: float = 0.0) -> None:
+        """The cloud takes the machine away, `notice_s` after it said so in the instance's metadata (AWS: 120 s)."""
+        await self.control("POST", "preemptions", Preemption(instance_id=instance_id, notice_s=notice_s).model_dump())
 
     async def control(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """Ask the cloud's control path; HTTPStatusError when it refuses."""
@@ -220,7 +248,7 @@ class AwsLab:
         (self.folder / "tmp").mkdir()
 
     def _server_env(self) -> dict[str, str]:
-        search = [str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
+        search = [str(Path(sys.executable).parent), _PATH]
         return {
             "HOME": str(self.home),
             "PATH": os.pathsep.join(search),
@@ -284,9 +312,9 @@ class _Guarded:
 
 
 @asynccontextmanager
-async def running_lab(folder: Path) -> AsyncIterator[AwsLab]:
+async def running_lab(folder: Path, *, machines: bool = False) -> AsyncIterator[AwsLab]:
     """A started lab in an empty folder, stopped at the end."""
-    lab = AwsLab(folder)
+    lab = AwsLab(folder, machines=machines)
     try:
         await lab.start()
         yield lab

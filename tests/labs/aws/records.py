@@ -46,6 +46,13 @@ class Rule(Fault):
     hits: int = 0
 
 
+class Preemption(BaseModel):
+    """An instance that the cloud takes away, and how long before it says so in the instance's metadata."""
+
+    instance_id: str
+    notice_s: float = 0.0
+
+
 class Call(BaseModel):
     """One call of the AWS API. `at` is seconds since the epoch; the last three are for RunInstances only."""
 

@@ -1,0 +1,89 @@
+"""The home folder of the lab's machines: uv, and the Python environment that SkyPilot would install on each.
+
+    python -m tests.labs.aws.runtime        # build it unless it is there; needs the package index, takes a minute
+
+It holds requirements/lab-vm.txt and is made once for each version of that file, below SKYFLEET_LAB_CACHE.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import uv
+
+LOCK: Final = Path(__file__).parents[3] / "requirements" / "lab-vm.txt"
+#: SkyPilot's names for the two environments of a machine: its own, and the one that tasks run in.
+SKYPILOT_ENV: Final = "skypilot-runtime"
+USER_ENV: Final = "sky-user-env"
+
+
+class NoRuntime(Exception):
+    """It cannot be built here; the text says why."""
+
+
+def folder() -> Path:
+    """Where it is, or would be."""
+    cache = Path(os.environ.get("SKYFLEET_LAB_CACHE", "/var/tmp/skyfleet-lab"))
+    return cache / f"home-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]}"
+
+
+def build() -> Path:
+    """Make it unless it is there; its folder. A second builder waits for the first. Raises NoRuntime."""
+    home = folder()
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with (home.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            with tempfile.TemporaryDirectory(
+                prefix="building-", dir=home.parent, ignore_cleanup_errors=True
+            ) as partial:
+                _fill(Path(partial) / "home")
+                (Path(partial) / "home").rename(home)
+    return home
+
+
+def python310() -> str:
+    """An interpreter 3.10, from pyenv's folder or PATH. Raises NoRuntime."""
+    found = [str(path) for path in sorted(Path.home().glob(".pyenv/versions/3.10.*/bin/python"))]
+    for candidate in (*found, shutil.which("python3.10")):
+        if candidate and subprocess.run([candidate, "--version"], capture_output=True).returncode == 0:
+            return candidate
+    raise NoRuntime("no Python 3.10, which SkyPilot runs with on its machines")
+
+
+def _fill(home: Path) -> None:
+    tool = Path(uv.find_uv_bin())
+    own = home / ".local" / "bin" / "uv"
+    own.parent.mkdir(parents=True)
+    shutil.copy(tool, own)
+    _uv("venv", "--seed", "--relocatable", "--python", python310(), str(home / SKYPILOT_ENV))
+    where = ("--python", str(home / SKYPILOT_ENV / "bin" / "python"))
+    _uv("pip", "install", *where, "--require-hashes", "--compile-bytecode", "--requirements", str(LOCK))
+    _uv("venv", "--seed", "--relocatable", "--python", "/usr/bin/python3", str(home / USER_ENV))
+
+
+def _uv(*arguments: str) -> None:
+    done = subprocess.run(
+        [uv.find_uv_bin(), *arguments],
+        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_LINK_MODE": "copy"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise NoRuntime(f"uv {' '.join(arguments)}: {done.stderr[-2000:]}")
+
+
+if __name__ == "__main__":
+    try:
+        print(build())
+    except NoRuntime as reason:
+        sys.exit(f"the lab's machines cannot be built: {reason}")
