@@ -69,6 +69,7 @@ class Endpoints(BaseModel):
     dashboard: str | None = None
     temporal_ui: str | None = None
     local_cloud: str | None = None
+    skypilot: str | None = None
     admin_token: str
     temporal: str | None = None
     data: str | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,14 +15,26 @@ from skyfleet.cli.common import complain, complain_as_json, console, errors, say
 from skyfleet.cli.exits import Exit
 
 if TYPE_CHECKING:
+    from skyfleet.client import Endpoints
     from skyfleet.stack.embedded import EmbeddedStack
     from skyfleet.stack.supervisor import Notice
 
 
-class EmbeddedCloud(StrEnum):
-    """The clouds that run on this machine."""
+class CloudKind(StrEnum):
+    """What the stack launches on."""
 
-    LOCAL = "local"
+    LOCAL = "local"  # the sandbox, on this machine
+    SKYPILOT = "skypilot"  # real clouds
+
+
+def web_address(text: str) -> str:
+    """An address with its scheme, without a slash at the end."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise typer.BadParameter(f"{text!r} is no web address; write for example https://skyfleet.example.org")
+    return text.rstrip("/")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,10 +47,19 @@ def up(
         Path | None, typer.Option(help="Data folder. [env: SKYFLEET_DATA; default: ~/.local/share/skyfleet]")
     ] = None,
     host: Annotated[str, typer.Option(help="Address that the API listens on.")] = "127.0.0.1",
+    public_url: Annotated[
+        str | None,
+        typer.Option(
+            parser=web_address, metavar="URL", help="Where machines reach the API; machines of real clouds need it."
+        ),
+    ] = None,
     api_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of the API; 8080, or a free one, if left out.")
     ] = None,
-    cloud: Annotated[EmbeddedCloud, typer.Option(help="Cloud to run along.")] = EmbeddedCloud.LOCAL,
+    cloud: Annotated[
+        list[CloudKind] | None,
+        typer.Option(help="What to launch on; repeatable. local: the sandbox. skypilot: real clouds. [default: local]"),
+    ] = None,
     cloud_config: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file that describes the local cloud.")
     ] = None,
@@ -48,7 +69,7 @@ def up(
         bool, typer.Option("--json", help="Write one JSON line when everything is healthy; messages go to stderr.")
     ] = False,
 ) -> None:
-    """Run the whole stack on this machine, until Ctrl-C: PostgreSQL, Temporal, API, worker, dashboard, local cloud.
+    """Run the whole stack on this machine, until Ctrl-C: PostgreSQL, Temporal, API, worker, dashboard, and its clouds.
 
     State stays in the data folder. While the stack runs, `endpoints.json` there holds its addresses and the admin
     token, for scripts and for this command line.
@@ -58,13 +79,18 @@ def up(
     from skyfleet.client import data_folder
     from skyfleet.stack.embedded import EmbeddedStack, StackOptions
 
-    assert cloud is EmbeddedCloud.LOCAL
+    clouds = set(cloud or [CloudKind.LOCAL])
     options = StackOptions(
         host=host,
+        public_url=public_url,
+        local_cloud=CloudKind.LOCAL in clouds,
+        skypilot=CloudKind.SKYPILOT in clouds,
         ports={} if api_port is None else {"api": api_port},
         cloud_config=None if cloud_config is None else cloud_config.absolute(),
         dashboard=dashboard,
         copy_logs=verbose,
+        # SkyPilot's server takes its time, and the first look at a cloud fetches its catalog.
+        start_timeout_s=300.0 if CloudKind.SKYPILOT in clouds else 120.0,
     )
     report = _Report(as_json=as_json)
     stack = EmbeddedStack(data or session().data or data_folder(), options, notify=report.notice)
@@ -79,6 +105,7 @@ async def _up(stack: EmbeddedStack, report: _Report, *, as_json: bool) -> Exit:
     from skyfleet.stack.folder import FolderInUse, PortTaken
     from skyfleet.stack.postgres import PostgresSetupError
     from skyfleet.stack.services import ProgramMissing
+    from skyfleet.stack.skypilot import SkyPilotUnusable
     from skyfleet.stack.supervisor import StartFailed
 
     asked = asyncio.Event()
@@ -111,7 +138,15 @@ async def _up(stack: EmbeddedStack, report: _Report, *, as_json: bool) -> Exit:
                 return Exit.INTERRUPTED if interrupted else Exit.OK
         try:
             endpoints = starting.result()
-        except (FolderInUse, PortTaken, ProgramMissing, PostgresSetupError, StartFailed, OSError) as error:
+        except (
+            FolderInUse,
+            PortTaken,
+            ProgramMissing,
+            SkyPilotUnusable,
+            PostgresSetupError,
+            StartFailed,
+            OSError,
+        ) as error:
             if as_json:
                 complain_as_json(str(error))
             else:
@@ -139,7 +174,13 @@ class _Report:
         """Told by the supervisor: faults at once, the ordinary course of things only on the way up."""
         from skyfleet.stack.supervisor import NoticeKind as Kind
 
-        styles = {Kind.DIED: "red", Kind.HUNG: "red", Kind.KILLED: "yellow", Kind.RECOVERED: "green"}
+        styles = {
+            Kind.DIED: "red",
+            Kind.HUNG: "red",
+            Kind.AWAY: "red",
+            Kind.KILLED: "yellow",
+            Kind.RECOVERED: "green",
+        }
         if notice.kind is Kind.LOG:
             self._out.print(f"{notice.unit:>11} | {notice.text}", style="dim", soft_wrap=True)
         elif notice.kind in styles:
@@ -165,7 +206,7 @@ class _Report:
         with Live(_Waiting(stack), console=console(), refresh_per_second=8, transient=True):
             yield
 
-    def healthy(self, stack: EmbeddedStack, endpoints: Any) -> None:
+    def healthy(self, stack: EmbeddedStack, endpoints: Endpoints) -> None:
         """Everything is up."""
         if stack.stale:
             self.note(f"ended what an earlier run had left behind: {', '.join(stack.stale)}")
@@ -182,11 +223,13 @@ class _Report:
                 )
             else:
                 self.note(f"{name.replace('_', ' ')}: another port than last time, {old} is taken")
+        self._real_clouds(stack, endpoints)
+        sandbox = endpoints.skypilot is None
         if self._as_json:
             write_json(
                 {
                     "healthy": True,
-                    "sandbox": True,
+                    "sandbox": sandbox,
                     "seconds": round(stack.seconds_to_healthy or 0.0, 2),
                     "endpoints_file": str(stack.data / "endpoints.json"),
                     **endpoints.model_dump(mode="json", exclude={"admin_token"}),
@@ -197,18 +240,44 @@ class _Report:
             ("API", f"{endpoints.api}  (documentation: {endpoints.api}/docs)"),
             ("dashboard", endpoints.dashboard or "not started"),
             ("Temporal", endpoints.temporal_ui),
-            ("local cloud", endpoints.local_cloud),
+            ("local cloud", endpoints.local_cloud or "not started"),
+            ("SkyPilot", self._skypilot(endpoints)),
             ("admin token", f"in {stack.data / 'endpoints.json'}"),
             ("logs", str(stack.data / "logs")),
         ]
         text = "\n".join(f"{name:<12} {value}" for name, value in lines)
         took = f"healthy after {stack.seconds_to_healthy or 0:.1f} s"
+        title = f"SANDBOX · {took}" if sandbox else took
         if not sys.stdout.isatty():
-            say(f"SANDBOX · {took}\n{text}")
+            say(f"{title}\n{text}")
             return
         from rich.panel import Panel
 
-        self._out.print(Panel(text, title=f"Skyfleet · SANDBOX · {took}", subtitle="Ctrl-C stops it", expand=False))
+        self._out.print(Panel(text, title=f"Skyfleet · {title}", subtitle="Ctrl-C stops it", expand=False))
+
+    def _real_clouds(self, stack: EmbeddedStack, endpoints: Endpoints) -> None:
+        """What to know before the first launch on a real cloud."""
+        if endpoints.skypilot is None:
+            return
+        from skyfleet.domain.doctor import GIVE_PUBLIC_URL, Reach, reach
+
+        url = stack.public_url
+        if reach(url) is not Reach.PUBLIC:
+            self._out.print(
+                f"WARNING: machines of real clouds are told to report to {url}, which "
+                f"{'no machine but this one' if reach(url) is Reach.HERE else 'only the same network'} can reach. "
+                f"{GIVE_PUBLIC_URL}",
+                style="bold yellow",
+                soft_wrap=True,
+            )
+        if stack.without_offers:
+            self.note(f"nothing can be launched yet: {stack.without_offers}. Look: skyfleet doctor")
+
+    @staticmethod
+    def _skypilot(endpoints: Endpoints) -> str:
+        if endpoints.skypilot is None:
+            return "not used (real clouds: --cloud skypilot)"
+        return f"{endpoints.skypilot}{'' if 'skypilot' in endpoints.pids else '  (was there already)'}"
 
 
 class _Waiting:

@@ -14,6 +14,7 @@ from typing import Any, Self
 import httpx
 
 from skyfleet.client import AsyncSkyfleetClient, Endpoints
+from skyfleet.stack import skypilot
 from skyfleet.stack.folder import DataFolder
 from skyfleet.stack.services import LOOPBACK, Layout, units
 from skyfleet.stack.supervisor import Notice, Supervisor
@@ -23,9 +24,15 @@ MODELS = Path(__file__).with_name("models.toml")
 
 @dataclass(frozen=True, kw_only=True)
 class StackOptions:
-    """How to run the stack. `ports` are those that must be exactly so, by the names in `folder.USUAL_PORTS`."""
+    """How to run the stack. `ports` are those that must be exactly so, by the names in `folder.USUAL_PORTS`.
+
+    `public_url` is where machines reach the API, if not where programs here do: real clouds' machines need it.
+    """
 
     host: str = LOOPBACK
+    public_url: str | None = None
+    local_cloud: bool = True
+    skypilot: bool = False
     ports: Mapping[str, int] = field(default_factory=dict)
     cloud_config: Path | None = None
     dashboard: bool = True
@@ -59,6 +66,7 @@ class EmbeddedStack:
         self.moved_ports: dict[str, int] = {}  # name → port of the run before, where it had to change
         self.stale: list[str] = []  # what a killed run had left behind
         self.seeded: list[str] = []  # models registered because there were none
+        self.without_offers = ""  # why there is nothing to launch on, where real clouds are
 
     @property
     def data(self) -> Path:
@@ -71,10 +79,17 @@ class EmbeddedStack:
         assert self._layout is not None, "not started"
         return self._layout.endpoints(self._pids())
 
+    @property
+    def public_url(self) -> str:
+        """Where machines are told to reach the API; once `start` has chosen the ports."""
+        assert self._layout is not None, "not started"
+        return self._layout.machines_url
+
     async def start(self) -> Endpoints:
         """Start everything, wait until launches are accepted and carried out, and write `endpoints.json`.
 
-        Raises `FolderInUse`, `PortTaken`, `ProgramMissing` and `StartFailed`; then nothing is left running.
+        Raises `FolderInUse`, `PortTaken`, `ProgramMissing`, `SkyPilotUnusable` and `StartFailed`; then nothing is left
+        running.
         """
         began = time.monotonic()
         self._folder.lock()
@@ -82,6 +97,7 @@ class EmbeddedStack:
             self._folder.remove_endpoints()
             self.stale = await asyncio.to_thread(self._folder.end_stale_children)
             ports, self.moved_ports = self._folder.ports(self._options.ports, self._options.host)
+            server = await self._skypilot() if self._options.skypilot else None
             self._layout = Layout(
                 data=self._folder.path,
                 ports=ports,
@@ -89,6 +105,9 @@ class EmbeddedStack:
                 host=self._options.host,
                 cloud_config=self._options.cloud_config,
                 dashboard=self._options.dashboard,
+                public_url=self._options.public_url,
+                local_cloud=self._options.local_cloud,
+                skypilot=server,
             )
             # Loopback is never behind a proxy; each check is a connection of its own, as a stuck one proves nothing.
             limits = httpx.Limits(max_keepalive_connections=0)
@@ -101,8 +120,11 @@ class EmbeddedStack:
                 copy_logs=self._options.copy_logs,
             )
             await self._supervisor.start(self._options.start_timeout_s)
-            if self._options.seed_models:
-                self.seeded = await self._seed()
+            async with AsyncSkyfleetClient(self._layout.api_url, self._layout.admin_token) as client:
+                if self._options.seed_models:
+                    self.seeded = await self._seed(client)
+                catalog = (await client.health()).components["catalog"]
+                self.without_offers = "" if catalog.ok else catalog.detail
             self._folder.write_endpoints(self.endpoints)
         except BaseException:
             await self.stop()
@@ -148,19 +170,24 @@ class EmbeddedStack:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
+    async def _skypilot(self) -> skypilot.Server:
+        found = await asyncio.to_thread(skypilot.find_server, self._folder.path)
+        if found is not None:
+            return found
+        port = self._folder.another_port(skypilot.usual_port())
+        return skypilot.Server(f"http://{LOOPBACK}:{port}", port)
+
     def _pids(self) -> dict[str, int]:
         if self._supervisor is None:
             return {}
         pids = {name: self._supervisor.pid(name) for name in self._supervisor.services}
         return {name: pid for name, pid in pids.items() if pid is not None}
 
-    async def _seed(self) -> list[str]:
+    async def _seed(self, client: AsyncSkyfleetClient) -> list[str]:
         """Register the well-known models when the catalog is empty."""
-        assert self._layout is not None
-        async with AsyncSkyfleetClient(self._layout.api_url, self._layout.admin_token) as client:
-            if await client.models():
-                return []
-            models: list[dict[str, Any]] = tomllib.loads(MODELS.read_text())["models"]
-            for model in models:
-                await client.register_model(model)
+        if await client.models():
+            return []
+        models: list[dict[str, Any]] = tomllib.loads(MODELS.read_text())["models"]
+        for model in models:
+            await client.register_model(model)
         return [model["id"] for model in models]

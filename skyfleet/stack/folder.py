@@ -123,6 +123,12 @@ class DataFolder:
         self._write("ports.json", json.dumps(ports, indent=2))
         return ports, {name: port for name, port in remembered.items() if ports.get(name, port) != port}
 
+    def another_port(self, usual: int) -> int:
+        """One more port of this run on loopback: the usual one, else any that is free. It is not remembered."""
+        with ExitStack() as held:
+            tries = (self._free(held, "127.0.0.1", port) for port in (usual, 0, 0, 0))
+            return next(port for port in tries if port is not None)
+
     def _free(self, held: ExitStack, host: str, port: int) -> int | None:
         """The port if neither a program listens there nor another stack has chosen it; 0 is any."""
         bound = _bind(held, host, port)
@@ -144,7 +150,7 @@ class DataFolder:
         return [
             name
             for name, child in known.items()
-            if end_stale(child.pid, child.mark, polite.get(name, signal.SIGTERM), timeout_s=5.0)
+            if end_stale(child.pid, child.mark, self.path, polite.get(name, signal.SIGTERM), timeout_s=5.0)
         ]
 
     def write_endpoints(self, endpoints: Endpoints) -> None:

@@ -68,6 +68,46 @@ def signal_group(pid: int, signum: signal.Signals) -> None:
         os.killpg(pid, signum)
 
 
+def kill_group(leader: int, folder: Path, *, patience_s: float = 5.0) -> bool:
+    """Kill what is left of the process group that a child led, once the child itself is gone; whether there was any.
+
+    A group's number may be another's by now: on Linux only processes that still work in `folder`, where the child was
+    started, are taken for its own.
+    """
+    if sys.platform != "linux":
+        signal_group(leader, signal.SIGKILL)
+        return False
+    home = str(folder.resolve())
+    found = False
+    deadline = time.monotonic() + patience_s
+    while (left := [pid for pid in _members(leader) if _working_folder(pid) == home]) and time.monotonic() < deadline:
+        found = True
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return found
+
+
+def _members(group: int) -> list[int]:
+    """The processes of a group: those whose field 5 of proc(5)'s `stat` is its number."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, _, member_of = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(member_of) == group and state not in ("Z", "X"):
+                    found.append(int(entry.name))
+    return found
+
+
+def _working_folder(pid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return None
+
+
 def exit_text(returncode: int) -> str:
     """How a process ended, in words: `exit status 3`, `killed by SIGKILL`."""
     if returncode >= 0:
@@ -95,8 +135,18 @@ def start_mark(pid: int) -> str | None:
     return shown.stdout.strip() or None
 
 
-def end_stale(pid: int, mark: str, signum: signal.Signals, *, timeout_s: float = 5.0) -> bool:
-    """End a process that an earlier supervisor left behind: `signum`, then SIGKILL. False when it was gone already."""
+def end_stale(pid: int, mark: str, folder: Path, signum: signal.Signals, *, timeout_s: float = 5.0) -> bool:
+    """End what an earlier supervisor left behind: the child, by `signum` and then SIGKILL, and the rest of its group.
+
+    `folder` is where the child was started. False when all of it was gone already.
+    """
+    ended = _end_stale_child(pid, mark, signum, timeout_s)
+    if sys.platform != "linux" and not ended:
+        return False  # the group may be a stranger's by now
+    return kill_group(pid, folder) or ended
+
+
+def _end_stale_child(pid: int, mark: str, signum: signal.Signals, timeout_s: float) -> bool:
     if start_mark(pid) != mark:
         return False
     for sent, patience_s in ((signum, timeout_s), (signal.SIGKILL, timeout_s)):

@@ -18,8 +18,8 @@ import httpx
 import skyfleet
 from skyfleet.client import Endpoints
 from skyfleet.domain import search_attributes
-from skyfleet.stack import postgres
-from skyfleet.stack.supervisor import Probe, Service, Step, Unit
+from skyfleet.stack import postgres, skypilot
+from skyfleet.stack.supervisor import External, Probe, Service, Step, Unit
 
 #: The folder that holds the rooms (`api`, `ui`, `worker.py`, …): the repository, or site-packages.
 ROOMS: Final = Path(skyfleet.__file__).parent.parent
@@ -32,7 +32,11 @@ class ProgramMissing(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """What the services of one run are made from. `host` is what the API listens on; everything else is on loopback."""
+    """What the services of one run are made from. `host` is what the API listens on; everything else is on loopback.
+
+    `public_url` is where machines reach the API, if that is another address than programs here use. `skypilot` is set
+    when real clouds are launched on.
+    """
 
     data: Path
     ports: Mapping[str, int]
@@ -40,12 +44,20 @@ class Layout:
     host: str = LOOPBACK
     cloud_config: Path | None = None
     dashboard: bool = True
+    public_url: str | None = None
+    local_cloud: bool = True
+    skypilot: skypilot.Server | None = None
 
     @property
     def api_url(self) -> str:
-        """Where programs on this machine, the sandbox's machines among them, reach the API."""
+        """Where programs on this machine reach the API."""
         host = LOOPBACK if self.host in ("0.0.0.0", "::", "localhost") else self.host
         return f"http://[{host}]:{self.ports['api']}" if ":" in host else f"http://{host}:{self.ports['api']}"
+
+    @property
+    def machines_url(self) -> str:
+        """Where machines are told to reach the API."""
+        return self.public_url or self.api_url
 
     @property
     def temporal_address(self) -> str:
@@ -62,7 +74,8 @@ class Layout:
             api=self.api_url,
             dashboard=self.url("dashboard") if self.dashboard else None,
             temporal_ui=self.url("temporal_ui"),
-            local_cloud=self.url("local_cloud"),
+            local_cloud=self.url("local_cloud") if self.local_cloud else None,
+            skypilot=self.skypilot.url if self.skypilot else None,
             admin_token=self.admin_token,
             temporal=self.temporal_address,
             data=str(self.data),
@@ -77,7 +90,7 @@ def units(layout: Layout, http: httpx.AsyncClient) -> list[Unit]:
     password = postgres.password(folder)
     env = _environment(layout, postgres.url(password, layout.ports["postgres"]))
     temporal = _temporal_command(layout)
-    cloud_config = ["--config", str(layout.cloud_config)] if layout.cloud_config else []
+    clouds = _clouds(layout, env, http)
     made: list[Unit] = [
         Service(
             name="postgres",
@@ -98,26 +111,13 @@ def units(layout: Layout, http: httpx.AsyncClient) -> list[Unit]:
             alive=_answers(http, layout.url("temporal_ui") + "/api/v1/namespaces/default"),
             stop_seconds=10,
         ),
-        Service(
-            name="local-cloud",
-            command=_fixed(
-                _python(
-                    "skyfleet.clouds.local",
-                    *("--data", str(layout.data / "local-cloud"), "--host", LOOPBACK),
-                    *("--port", str(layout.ports["local_cloud"]), *cloud_config),
-                )
-            ),
-            env=env,
-            ready=_answers(http, layout.url("local_cloud") + "/v1/health", good=True),
-            alive=_answers(http, layout.url("local_cloud") + "/v1/health"),
-        ),
+        *clouds,
         Step(name="migrations", command=_python("skyfleet.db.migrate"), env=env, after=("postgres",)),
         Service(
             name="api",
             command=_fixed(_python("api")),
             env=env,
-            # Its own answer covers database, Temporal and a loaded catalog, so it waits for the worker as well.
-            ready=lambda: _api_ready(http, layout.api_url),
+            ready=lambda: _api_ready(http, layout),
             alive=_answers(http, layout.api_url + "/health/live"),
             after=("migrations",),
             uses=("postgres", "temporal"),
@@ -128,8 +128,8 @@ def units(layout: Layout, http: httpx.AsyncClient) -> list[Unit]:
             env=env,
             ready=_answers(http, layout.url("worker_health") + "/health", good=True),
             alive=_answers(http, layout.url("worker_health") + "/health"),
-            after=("migrations",),
-            uses=("postgres", "temporal", "local-cloud", "api"),
+            after=("migrations", *(["skypilot"] if layout.skypilot else [])),  # its first act is to read the offers
+            uses=("postgres", "temporal", "api", *(unit.name for unit in clouds)),
             stop_seconds=15,
         ),
     ]
@@ -148,29 +148,80 @@ def units(layout: Layout, http: httpx.AsyncClient) -> list[Unit]:
     return made
 
 
+def _clouds(layout: Layout, env: Mapping[str, str], http: httpx.AsyncClient) -> list[Unit]:
+    made: list[Unit] = []
+    if layout.local_cloud:
+        config = ["--config", str(layout.cloud_config)] if layout.cloud_config else []
+        command = _python(
+            "skyfleet.clouds.local",
+            *("--data", str(layout.data / "local-cloud"), "--host", LOOPBACK),
+            *("--port", str(layout.ports["local_cloud"]), *config),
+        )
+        made.append(
+            Service(
+                name="local-cloud",
+                command=_fixed(command),
+                env=env,
+                ready=_answers(http, layout.url("local_cloud") + "/v1/health", good=True),
+                alive=_answers(http, layout.url("local_cloud") + "/v1/health"),
+            )
+        )
+    if layout.skypilot is not None:
+        made.append(skypilot_unit(layout.skypilot, http))
+    return made
+
+
+def skypilot_unit(server: skypilot.Server, http: httpx.AsyncClient) -> Unit:
+    """SkyPilot's API server: a process of ours, or one of others that is only watched."""
+
+    if server.port is None:
+        return External(name="skypilot", ready=lambda: skypilot.why_away(server.url))
+
+    async def ready() -> str | None:
+        return await skypilot.why_silent(http, server.url)
+
+    return Service(
+        name="skypilot",
+        command=_fixed(skypilot.server_command(server.port)),
+        env=skypilot.server_environment(server.port),
+        ready=ready,
+        alive=_answers(http, f"{server.url}/api/health"),
+        # It answers slowly while it launches a lot, and its end would end every launch under way.
+        hung_after_s=120,
+        stop_seconds=skypilot.STOP_SECONDS + 5,
+        death_signal=signal.SIGTERM,  # to its guard
+    )
+
+
 # --- commands and environment -------------------------------------------------------------------------------
 
 
 def _environment(layout: Layout, database_url: str) -> dict[str, str]:
     """Settings of every child (`skyfleet.settings`), secrets included: a command line is public, this is not."""
     paths = [str(ROOMS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
+    env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "SKYFLEET_DATA": str(layout.data),
-        "SKYFLEET_SANDBOX": "true",
+        "SKYFLEET_SANDBOX": str(layout.skypilot is None).lower(),
+        "SKYFLEET_SKYPILOT": str(layout.skypilot is not None).lower(),
         "SKYFLEET_ADMIN_TOKEN": layout.admin_token,
         "SKYFLEET_DATABASE_URL": database_url,
         "SKYFLEET_TEMPORAL_ADDRESS": layout.temporal_address,
         "SKYFLEET_TEMPORAL_NAMESPACE": "default",
         "SKYFLEET_TEMPORAL_UI_URL": layout.url("temporal_ui"),
-        "SKYFLEET_PUBLIC_URL": layout.api_url,
-        "SKYFLEET_LOCAL_CLOUD_URL": layout.url("local_cloud"),
+        "SKYFLEET_PUBLIC_URL": layout.machines_url,
         "SKYFLEET_API_HOST": layout.host,
         "SKYFLEET_API_PORT": str(layout.ports["api"]),
         "SKYFLEET_WORKER_HEALTH_PORT": str(layout.ports["worker_health"]),
     }
+    env.pop("SKYFLEET_LOCAL_CLOUD_URL", None)
+    if layout.local_cloud:
+        env["SKYFLEET_LOCAL_CLOUD_URL"] = layout.url("local_cloud")
+    if layout.skypilot is not None:
+        env[skypilot.ENDPOINT] = layout.skypilot.url
+    return env
 
 
 def _dashboard_environment(layout: Layout) -> dict[str, str]:
@@ -235,19 +286,21 @@ def _answers(http: httpx.AsyncClient, url: str, *, good: bool = False) -> Probe:
     return ask
 
 
-async def _api_ready(http: httpx.AsyncClient, url: str) -> str | None:
+async def _api_ready(http: httpx.AsyncClient, layout: Layout) -> str | None:
+    """Its own answer covers database, Temporal and a loaded catalog, so it waits for the worker as well.
+
+    Real clouds may have nothing to sell, for want of credentials: then the stack is up, so that it can say so.
+    """
     try:
-        health = (await http.get(f"{url}/health")).json()
+        components = (await http.get(f"{layout.api_url}/health")).json()["components"]
     except httpx.ConnectError:
         return "does not listen yet"
-    if health.get("ok") is True:
-        return None
     lacking = [
         f"{name} ({part['detail']})" if part.get("detail") else name
-        for name, part in health.get("components", {}).items()
-        if not part.get("ok")
+        for name, part in components.items()
+        if not part["ok"] and (name != "catalog" or layout.skypilot is None)
     ]
-    return f"waits for {', '.join(lacking)}" if lacking else "is not ready"
+    return f"waits for {', '.join(lacking)}" if lacking else None
 
 
 async def _database_exists(password: str, port: int) -> str | None:

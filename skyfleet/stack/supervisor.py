@@ -1,7 +1,8 @@
 """Keeps the processes of the embedded stack running: start by dependency, watch, restart, stop in reverse.
 
-A unit is a `Service` (a process that stays) or a `Step` (something done once on the way up). Everything that does not
-depend on one another starts at the same time. Why this is our own code: docs/adr, "supervisor".
+A unit is a `Service` (a process that stays), a `Step` (something done once on the way up) or `External` (what others
+run). Everything that does not depend on one another starts at the same time. Why this is our own code: docs/adr,
+"supervisor".
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from skyfleet.stack.logs import LogFile
-from skyfleet.stack.processes import exit_text, signal_group, spawn
+from skyfleet.stack.processes import exit_text, kill_group, signal_group, spawn
 
 #: Answers None when all is well, else what is not.
 Probe = Callable[[], Awaitable[str | None]]
@@ -50,6 +51,7 @@ class Service:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0
     death_signal: signal.Signals = signal.SIGKILL  # when the supervisor itself is killed
+    hung_after_s: float | None = None  # silent for this long, it is killed; None: what the supervisor says for all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,16 @@ class Step:
     env: Mapping[str, str] = field(default_factory=dict)
 
 
-Unit = Service | Step
+@dataclass(frozen=True, kw_only=True)
+class External:
+    """What others run: waited for on the way up and watched from then on, never started, ended or restarted."""
+
+    name: str
+    ready: Probe
+    after: tuple[str, ...] = ()
+
+
+Unit = Service | Step | External
 
 
 class NoticeKind(StrEnum):
@@ -72,6 +83,7 @@ class NoticeKind(StrEnum):
     READY = "ready"
     DIED = "died"
     HUNG = "hung"
+    AWAY = "away"  # what others run does not answer
     RECOVERED = "recovered"
     STOPPED = "stopped"
     KILLED = "killed"  # did not stop in time
@@ -168,8 +180,7 @@ class Supervisor:
         self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._failure = asyncio.get_running_loop().create_future()
         for running in self._running.values():
-            work = self._keep(running, running.unit) if isinstance(running.unit, Service) else self._do(running)
-            running.task = self._run(work)
+            running.task = self._run(self._mind(running))
         self._run(self._mind_logs())
         everything = asyncio.create_task(self._all_ready())
         try:
@@ -213,6 +224,15 @@ class Supervisor:
 
     # --- one unit -------------------------------------------------------------------------------------------
 
+    async def _mind(self, running: _Running) -> None:
+        match running.unit:
+            case Service() as service:
+                await self._keep(running, service)
+            case Step() as step:
+                await self._do(running, step)
+            case External() as external:
+                await self._watch_external(running, external)
+
     async def _keep(self, running: _Running, service: Service) -> None:
         await self._wait_for(service.after, running)
         pause_s = _FIRST_PAUSE_S
@@ -248,17 +268,20 @@ class Supervisor:
             returncode = await process.wait()
         finally:
             watch.cancel()
+        # Some programs' own children (SkyPilot's executors) live on without them, and would be in the way of the next.
+        await asyncio.to_thread(kill_group, process.pid, self._folder)
         self._tell_pids()
         return exit_text(returncode)
 
     async def _watch(self, running: _Running, service: Service) -> None:
         """Wait until the process is ready, then until it hangs, and kill it when it does."""
+        hung_after_s = self._hung_after(service)
         started = answered = time.monotonic()
         known = running.ready.is_set()
         while (why := await self._ask(service.ready)) is not None:
             running.waits_for = why
             # On the way up somebody waits, with a deadline; a restart is watched by nobody but us.
-            if known and time.monotonic() - answered >= self._hung_after_s:
+            if known and time.monotonic() - answered >= hung_after_s:
                 if await self._ask(service.alive) is not None:
                     return self._give_up_on(service, running, why)
                 answered = time.monotonic()
@@ -276,18 +299,39 @@ class Supervisor:
             why = await self._ask(service.alive)
             if why is None:
                 answered = time.monotonic()
-            elif time.monotonic() - answered >= self._hung_after_s:
+            elif time.monotonic() - answered >= hung_after_s:
                 return self._give_up_on(service, running, why)
 
+    async def _watch_external(self, running: _Running, external: External) -> None:
+        await self._wait_for(external.after, running)
+        answered: float | None = None  # None while it is known to be away
+        while True:
+            why = await self._ask(external.ready)
+            if why is not None:
+                running.waits_for = why
+                if answered is not None and time.monotonic() - answered >= self._hung_after_s:
+                    answered = None
+                    text = f"{external.name} does not answer for {self._hung_after_s:g} s: {why}"
+                    self._notify(Notice(NoticeKind.AWAY, external.name, text))
+            else:
+                if not running.ready.is_set():
+                    running.ready.set()
+                    self._notify(Notice(NoticeKind.READY, external.name, f"{external.name} answers"))
+                elif answered is None:
+                    self._notify(Notice(NoticeKind.RECOVERED, external.name, f"{external.name} answers again"))
+                answered = time.monotonic()
+            await asyncio.sleep(self._probe_interval_s)
+
+    def _hung_after(self, service: Service) -> float:
+        return self._hung_after_s if service.hung_after_s is None else service.hung_after_s
+
     def _give_up_on(self, service: Service, running: _Running, why: str) -> None:
-        text = f"{service.name} does not answer for {self._hung_after_s:g} s ({why}); killing it"
+        text = f"{service.name} does not answer for {self._hung_after(service):g} s ({why}); killing it"
         self._notify(Notice(NoticeKind.HUNG, service.name, text, running.log.tail()))
         if running.pid is not None:
             signal_group(running.pid, signal.SIGKILL)
 
-    async def _do(self, running: _Running) -> None:
-        step = running.unit
-        assert isinstance(step, Step)
+    async def _do(self, running: _Running, step: Step) -> None:
         await self._wait_for(step.after, running)
         running.waits_for = "running"
         try:
@@ -309,8 +353,13 @@ class Supervisor:
 
     async def _end(self, running: _Running, service: Service) -> None:
         process = running.process
-        if process is None or process.returncode is not None:
+        if process is None:
             return
+        if process.returncode is None:
+            await self._ask_to_stop(running, service, process)
+        await asyncio.to_thread(kill_group, process.pid, self._folder)
+
+    async def _ask_to_stop(self, running: _Running, service: Service, process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(service.stop_signal)
             # A stopped (SIGSTOP) process takes no other signal until it goes on.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,18 +19,29 @@ from skyfleet.stack import postgres
 from skyfleet.stack.embedded import MODELS, EmbeddedStack
 from skyfleet.stack.folder import USUAL_PORTS, DataFolder, FolderInUse
 from skyfleet.stack.services import Layout, units
-from skyfleet.stack.supervisor import Service, Step, Unit
+from skyfleet.stack.skypilot import Server
+from skyfleet.stack.supervisor import External, Service, Step, Unit
 from tests.postgres import free_port
 from tests.waiting import eventually
 
 
-def layout(path: Path, host: str = "127.0.0.1") -> Layout:
-    return Layout(data=path, ports=USUAL_PORTS, admin_token="the-admin-token", host=host)
+def layout(path: Path, host: str = "127.0.0.1", **more: Any) -> Layout:
+    return Layout(data=path, ports=USUAL_PORTS, admin_token="the-admin-token", host=host, **more)
 
 
-async def all_units(path: Path) -> dict[str, Unit]:
+async def all_units(path: Path, **more: Any) -> dict[str, Unit]:
     async with httpx.AsyncClient() as http:
-        return {unit.name: unit for unit in units(layout(path), http)}
+        return {unit.name: unit for unit in units(layout(path, **more), http)}
+
+
+def settings_of(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    assert not isinstance(unit, External)
+    for name in [name for name in os.environ if name.startswith("SKYFLEET_")]:
+        monkeypatch.delenv(name)
+    for name, value in unit.env.items():
+        if name.startswith("SKYFLEET_"):
+            monkeypatch.setenv(name, value)
+    return Settings()
 
 
 async def test_no_secret_is_on_a_command_line(tmp_path: Path) -> None:
@@ -38,6 +50,7 @@ async def test_no_secret_is_on_a_command_line(tmp_path: Path) -> None:
     for unit in made.values():
         if unit.name == "postgres":
             continue  # its command makes a cluster; that its password is not in it is seen below
+        assert not isinstance(unit, External)
         command = list(unit.command) if isinstance(unit, Step) else list(await unit.command())
         assert password not in " ".join(command)
         assert "the-admin-token" not in " ".join(command)
@@ -46,12 +59,9 @@ async def test_no_secret_is_on_a_command_line(tmp_path: Path) -> None:
 
 
 async def test_the_environment_is_what_the_settings_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = await all_units(tmp_path)
-    for name, value in made["worker"].env.items():
-        if name.startswith("SKYFLEET_"):
-            monkeypatch.setenv(name, value)
-    config = Settings()
+    config = settings_of((await all_units(tmp_path))["worker"], monkeypatch)
     assert config.sandbox
+    assert not config.skypilot
     assert config.api_port == USUAL_PORTS["api"]
     assert config.public_url == "http://127.0.0.1:8080"
     assert config.local_cloud_url == "http://127.0.0.1:8090"
@@ -62,9 +72,48 @@ async def test_the_environment_is_what_the_settings_read(tmp_path: Path, monkeyp
     assert config.admin_token.get_secret_value() == "the-admin-token"
 
 
+async def test_real_clouds_alone_are_no_sandbox_and_have_no_local_cloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKYFLEET_LOCAL_CLOUD_URL", "http://127.0.0.1:1")  # left over from somewhere
+    chosen: dict[str, Any] = {
+        "local_cloud": False,
+        "skypilot": Server("https://sky.example.org"),
+        "public_url": "https://fleet.test",
+    }
+    made = await all_units(tmp_path, **chosen)
+    assert "local-cloud" not in made
+    assert isinstance(made["skypilot"], External)
+    worker = made["worker"]
+    assert isinstance(worker, Service)
+    assert "skypilot" in worker.after
+    assert worker.env["SKYPILOT_API_SERVER_ENDPOINT"] == "https://sky.example.org"
+    config = settings_of(worker, monkeypatch)
+    assert config.skypilot
+    assert not config.sandbox
+    assert config.local_cloud_url is None
+    assert config.public_url == "https://fleet.test"
+    endpoints = layout(tmp_path, **chosen).endpoints({})
+    assert (endpoints.local_cloud, endpoints.skypilot) == (None, "https://sky.example.org")
+
+
+async def test_both_clouds_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await all_units(tmp_path, skypilot=Server("http://127.0.0.1:46580", 46580))
+    worker, server = made["worker"], made["skypilot"]
+    assert isinstance(server, Service)
+    assert isinstance(worker, Service)
+    assert {"local-cloud", "skypilot"} <= set(worker.uses)
+    assert "SKYFLEET_ADMIN_TOKEN" not in server.env
+    config = settings_of(worker, monkeypatch)
+    assert (config.skypilot, config.sandbox) == (True, False)
+    assert config.local_cloud_url == "http://127.0.0.1:8090"
+
+
 async def test_only_the_dashboard_is_logged_in_and_it_is_on_loopback(tmp_path: Path) -> None:
     made = await all_units(tmp_path)
-    holders = [name for name, unit in made.items() if "SKYFLEET_DASHBOARD_TOKEN" in unit.env]
+    holders = [
+        name for name, unit in made.items() if not isinstance(unit, External) and "SKYFLEET_DASHBOARD_TOKEN" in unit.env
+    ]
     assert holders == ["dashboard"]
     dashboard = made["dashboard"]
     assert isinstance(dashboard, Service)

@@ -142,7 +142,7 @@ def test_another_program_with_the_same_pid_is_left_alone(folder: DataFolder, sle
     assert sleeper.poll() is None
 
 
-def test_what_does_not_hear_is_killed() -> None:
+def test_what_does_not_hear_is_killed(tmp_path: Path) -> None:
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     )
@@ -151,9 +151,9 @@ def test_what_does_not_hear_is_killed() -> None:
     process.stdout.readline()
     mark = start_mark(process.pid)
     assert mark is not None
-    assert end_stale(process.pid, mark, signal.SIGTERM, timeout_s=0.3)
+    assert end_stale(process.pid, mark, tmp_path, signal.SIGTERM, timeout_s=0.3)
     assert process.wait(5) == -signal.SIGKILL
-    assert not end_stale(process.pid, mark, signal.SIGTERM)
+    assert not end_stale(process.pid, mark, tmp_path, signal.SIGTERM)
 
 
 def test_how_a_process_ended_in_words() -> None:
