@@ -8,13 +8,13 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     from activities.signatures import LaunchSteps, MachineSteps
     from skyfleet.domain import messages as m
     from skyfleet.domain.classifier import engine_error, timeout_error
-    from skyfleet.domain.errors import ClassifiedError
+    from skyfleet.domain.errors import ClassifiedError, ErrorKind, ErrorScope
     from skyfleet.domain.offers import Offer
     from skyfleet.domain.outcome import final_error
     from skyfleet.domain.planner import Refusal, memory_until
@@ -69,6 +69,10 @@ class LaunchWorkflow:
                 return await _uninterrupted(self._give_up(LaunchStage.CANCELLED))
             if isinstance(failure, _AttemptFailed):
                 self._error = failure.error
+                return await _uninterrupted(self._give_up(LaunchStage.FAILED))
+            if isinstance(failure, FailureError):
+                # An end of Temporal's own making. Whatever it was, it must not leave a machine without an owner.
+                self._error = _unforeseen(failure)
                 return await _uninterrupted(self._give_up(LaunchStage.FAILED))
             raise
 
@@ -370,4 +374,19 @@ def _raise_as_attempt_failure(failure: ActivityError) -> NoReturn:
     cause = failure.cause
     if isinstance(cause, ApplicationError) and cause.details:
         raise _AttemptFailed(ClassifiedError.model_validate(cause.details[0])) from failure
+    # The worker of a step died with the cancel on its way to it: then the step ends as timed out, not as cancelled.
+    _raise_if_cancelled()
     raise failure
+
+
+def _unforeseen(failure: FailureError) -> ClassifiedError:
+    cause = failure.cause or failure
+    return ClassifiedError(
+        kind=ErrorKind.UNKNOWN,
+        scope=ErrorScope.ZONE,
+        retryable=True,
+        cloud="",
+        message=f"A step of the launch ended unforeseen: {cause}.",
+        next_steps=["Look at the launch's history in the Temporal Web UI.", "Launch again."],
+        raw=f"{type(cause).__name__}: {cause}",
+    )
