@@ -45,7 +45,8 @@ from activities.sweep import SweepActivities, refresh_catalog
 from api.temporal import CommandRefused, NoSuchWorkflow, TemporalWorkflows, WorkflowsUnavailable
 from skyfleet.agent import bundle
 from skyfleet.clouds.base import Cloud
-from skyfleet.db.repositories import AgentBundleRepository
+from skyfleet.clouds.skypilot.names import NameGivenUp
+from skyfleet.db.repositories import AgentBundleRepository, GivenUpNameRepository
 from skyfleet.db.session import Database
 from skyfleet.domain import ids, queues
 from skyfleet.domain import messages as m
@@ -60,9 +61,42 @@ _log = logging.getLogger("skyfleet.worker")
 _DELIVERY_SECONDS = 5.0
 
 
-def build_clouds(config: Settings) -> dict[str, Cloud]:
+class GivenUpNames:
+    """`skyfleet.clouds.skypilot.names.Names` in the database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @contextlib.asynccontextmanager
+    async def asking(self, name: str) -> AsyncIterator[None]:
+        """See `Names.asking`."""
+        async with self._database.transaction() as session:
+            if not await GivenUpNameRepository(session).lock(name):
+                raise NameGivenUp(name)
+            yield
+
+    async def give_up(self, name: str) -> None:
+        """See `Names.give_up`."""
+        async with self._database.transaction() as session:
+            await GivenUpNameRepository(session).give_up(name)
+
+
+def build_clouds(config: Settings, database: Database) -> dict[str, Cloud]:
     """The configured backends by name."""
     clouds: dict[str, Cloud] = {}
+    if config.skypilot:
+        # Imported only here: SkyPilot costs seconds and hundreds of megabytes.
+        from skyfleet.clouds.skypilot.cloud import SkyPilotCloud
+        from skyfleet.clouds.skypilot.server import SkyPilotServer
+        from skyfleet.clouds.skypilot.task import NodeDefaults
+
+        clouds["skypilot"] = SkyPilotCloud(
+            SkyPilotServer(config.owner),
+            GivenUpNames(database),
+            NodeDefaults.of(config),
+            settle_s=config.skypilot_settle_seconds,
+            throttle_s=config.skypilot_throttle_seconds,
+        )
     if config.local_cloud_url:
         from skyfleet.clouds.local.client import LocalCloud
 
@@ -255,7 +289,7 @@ async def run(config: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = Database(config.database_url.get_secret_value(), pool_size=config.database_pool_size)
-    clouds = build_clouds(config)
+    clouds = build_clouds(config, database)
     starting = asyncio.create_task(_start(config, database, clouds))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -36,7 +36,7 @@ from skyfleet.domain.states import AGENT_STAGES, AttemptState, LaunchStage, Mark
 
 #: A create that is under way when its activity is cancelled is waited for this long, so that the teardown that
 #: follows sees what it made.
-_CREATE_GRACE_SECONDS = 60.0
+_CREATE_GRACE_SECONDS = 10.0
 #: An agent can be quicker than the steps here: a launch never goes back to an earlier stage for them.
 _BEYOND = (*AGENT_STAGES, LaunchStage.REGISTERING)
 #: One run of a teardown watches the machine go for this long before it asks the cloud again.
@@ -88,7 +88,8 @@ class MachineActivities(MachineSteps):
                     if time.monotonic() > deadline:
                         raise TimeoutError
                     details["seen"] = "asking the cloud"
-                    instance = await self._create(cloud, request, boot, tags)
+                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
+                        instance = await self._create(cloud, request, boot, tags)
                 details["cloud_id"] = instance.id
                 await self._accepted(request, instance, adopted)
                 if instance.state is InstanceState.PENDING:

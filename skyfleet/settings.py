@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     # SkyPilot: which API server, and with which token, are its own settings (`SKYPILOT_API_SERVER_ENDPOINT`, …)
     skypilot: bool = False  # set: what its enabled clouds sell can be launched
     skypilot_settle_seconds: float = Field(default=30.0, ge=0)  # how late a cloud may show a machine it was asked for
+    skypilot_throttle_seconds: float = Field(default=30.0, ge=0)  # how long a create waits while the cloud puts it off
 
     # machines of real clouds
     node_port: int = Field(

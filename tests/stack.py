@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,9 +144,9 @@ class RunningStack:
         await eventually(up, timeout_s=timeout_s, what="skyfleet up")
         await self._close_clients()
         self._client = AsyncSkyfleetClient(self.endpoints.api, data=self.data)
-        assert self.endpoints.local_cloud is not None
-        self._bench = LocalCloudBench(self.endpoints.local_cloud)
-        self._cloud = LocalCloud(self.endpoints.local_cloud)
+        if self.endpoints.local_cloud is not None:
+            self._bench = LocalCloudBench(self.endpoints.local_cloud)
+            self._cloud = LocalCloud(self.endpoints.local_cloud)
 
     async def stop(self) -> int:
         """A clean stop, as by Ctrl-C's elder brother SIGTERM; the exit status."""
@@ -185,8 +185,10 @@ class RunningStack:
                 async with httpx.AsyncClient(trust_env=False) as probe:
                     worker = await probe.get(f"http://127.0.0.1:{self.port('worker_health')}/health")
                     api = await probe.get(f"{self.endpoints.api}/health")
-                    cloud = await probe.get(f"{self.endpoints.local_cloud}/v1/health")
-                    return {worker.status_code, api.status_code, cloud.status_code} == {200}
+                    answers = {worker.status_code, api.status_code}
+                    if self.endpoints.local_cloud is not None:
+                        answers.add((await probe.get(f"{self.endpoints.local_cloud}/v1/health")).status_code)
+                    return answers == {200}
             return False
 
         await eventually(ok, timeout_s=timeout_s, interval_s=0.2, what="a healthy stack")
@@ -372,21 +374,22 @@ class RunningStack:
         if self.process is None or self.process.poll() is not None:
             await self.start()
         await self.healthy()
-        await self.bench.clear_faults()
-        await self.bench.set_capacity(None)
+        if self._bench is not None:
+            await self.bench.clear_faults()
+            await self.bench.set_capacity(None)
         page = await self.client.launches(status=[LaunchStatus.IN_PROGRESS], limit=100)
         for launch in page.launches:
             await self.client.cancel(launch.job_id)
         for launch in page.launches:
             await self.ended(launch.job_id, timeout_s=90)
-        assert self._cloud is not None
-        for name in (await self.bench.summary())["living"]:
-            await self._cloud.terminate(name)
+        if self._cloud is not None:
+            for name in (await self.bench.summary())["living"]:
+                await self._cloud.terminate(name)
 
-        async def empty() -> bool:
-            return not (await self.bench.summary())["living"]
+            async def empty() -> bool:
+                return not (await self.bench.summary())["living"]
 
-        await eventually(empty, timeout_s=30, what="an empty cloud")
+            await eventually(empty, timeout_s=30, what="an empty cloud")
         await self._close_clients()
         assert await self.stop() == 0
 
@@ -410,11 +413,12 @@ class RunningStack:
 
 @asynccontextmanager
 async def running_stack(
-    tmp_path: Path, config: str | None = None, *, settings: dict[str, str] | None = None
+    tmp_path: Path, config: str | None = None, *, settings: Mapping[str, str] | None = None, cloud: str = "local"
 ) -> AsyncIterator[RunningStack]:
     """The embedded stack on a fresh folder in `tmp_path`; at the end nothing of it runs any more.
 
-    `config` is the local cloud's world as TOML (`world()` if None), `settings` further `SKYFLEET_…` variables.
+    `config` is the local cloud's world as TOML (`world()` if None), `settings` further variables of the environment;
+    `cloud` is what `skyfleet up` is to launch on.
     """
     data = tmp_path / "skyfleet"
     file = tmp_path / "world.toml"
@@ -424,9 +428,9 @@ async def running_stack(
         data,
         [
             *(sys.executable, "-m", "skyfleet.cli", "up", "--data", str(data)),
-            *("--json", "--no-dashboard", "--cloud-config", str(file)),
+            *("--json", "--no-dashboard", "--cloud", cloud, "--cloud-config", str(file)),
         ],
-        environment | QUICK | (settings or {}),
+        environment | QUICK | dict(settings or {}),
     )
     try:
         await stack.start()

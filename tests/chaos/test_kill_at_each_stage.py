@@ -144,6 +144,19 @@ async def test_a_launch_at_any_stage_ends_as_if_nothing_had_happened(battered: R
         assert await stack.living(job_id) == []
 
 
+async def test_a_cancel_that_a_killed_worker_never_heard(battered: RunningStack) -> None:
+    """Its step ends as timed out, not as cancelled; the machine that it was making is ended all the same."""
+    stack = battered
+    kind = stack.kind()
+    await stack.bench.add_fault({"boot_delay_s": 600}, match={"operation": "create", "instance_type": kind.aws})
+    job_id = await stack.launch(kind.aws)
+    await stack.event(job_id, lambda event: event.stage is LaunchStage.PROVISIONING)
+    await _kill(stack, "worker")
+    await stack.client.cancel(job_id)
+    assert (await stack.ended(job_id, timeout_s=90)).status is LaunchStatus.CANCELLED
+    assert [machine["state"] for machine in await stack.ledger(job_id)] == ["terminated"]
+
+
 async def _waits_for_a_lock(stack: RunningStack) -> None:
     """Until the worker's first step stands before the locked table of models."""
     async with stack.database() as database:

@@ -28,6 +28,8 @@ _MILESTONES: Final = (
 )
 #: A cloud's error as a program raised it: `botocore.exceptions.ClientError: …`, `GCPError: …`.
 _RAISED: Final = re.compile(r"^[\w.]*(?:Error|Exception|Exceeded)\b.*")
+#: AWS asks for patience, and SkyPilot has some: up to ten minutes of it, without a word to who waits.
+_RETRYING: Final = re.compile(r"^create_instances: (\w+), retrying")
 _AWS_CODE: Final = re.compile(r"An error occurred \(([\w.]{2,80})\) when calling")
 #: Enough for the cause at both ends, small enough for a database row.
 _MOST_ERRORS: Final = 20
@@ -47,6 +49,9 @@ class ProvisionLog:
 
     milestones: tuple[Milestone, ...] = ()
     errors: tuple[str, ...] = ()
+    retrying: str | None = (
+        None  # code of the error that the cloud last put SkyPilot off with, if that was its last word
+    )
 
     @property
     def asked(self) -> bool:
@@ -73,6 +78,7 @@ def read(text: str) -> ProvisionLog:
     """Read a log, whole or as far as it is written."""
     reached: dict[str, Milestone] = {}
     errors: dict[str, None] = {}
+    retrying = None
     for raw in text.splitlines():
         line = _PREFIX.sub("", plain(raw)).strip()
         for name, pattern, message in _MILESTONES:
@@ -80,6 +86,9 @@ def read(text: str) -> ProvisionLog:
                 if name == "asked":  # the log goes on with another place or try: what was reached counts for this one
                     reached.clear()
                 reached.setdefault(name, Milestone(name, message))
+                retrying = None
+        if put_off := _RETRYING.match(line):
+            retrying = put_off[1]
         if _RAISED.match(line) and len(errors) < _MOST_ERRORS:
             errors.setdefault(line)
-    return ProvisionLog(tuple(reached.values()), tuple(errors))
+    return ProvisionLog(tuple(reached.values()), tuple(errors), retrying)
