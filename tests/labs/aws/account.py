@@ -48,6 +48,14 @@ def zone_of(region: str, subnet_id: str | None) -> str | None:
     return next((str(zone) for zone, subnets in ec2(region).subnets.items() if subnet_id in subnets), None)
 
 
+def role_of(instance: Instance) -> str | None:
+    """The role that an instance has through its profile."""
+    for association in ec2(instance.region).iam_instance_profile_associations.values():
+        if association.instance.id == instance.id:
+            return next((str(role.name) for role in association.iam_instance_profile.roles), None)
+    return None
+
+
 def ledger_row(region: str, instance: Any) -> Instance:
     """What the ledger says of one of moto's instances."""
     return Instance(

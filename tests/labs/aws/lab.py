@@ -27,7 +27,7 @@ from typing import Any, Final
 import httpx
 from pydantic import TypeAdapter
 
-from skyfleet.agent.processes import descendants
+from skyfleet.agent.processes import descendants, die_with_parent
 from tests.labs.aws import catalog, runtime
 from tests.labs.aws.records import Call, Fault, Instance, Market, Preemption, Rule
 from tests.postgres import free_port
@@ -161,6 +161,7 @@ class AwsLab:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
         )
         output, _ = await process.communicate()
         assert process.returncode is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -57,9 +57,30 @@ class Metadata:
             "local-ipv4": instance.private_ip,
             "public-ipv4": instance.public_ip or "",
         }
+        role = account.role_of(instance)
+        if role is not None:
+            values["iam/security-credentials"] = role
+            values[f"iam/security-credentials/{role}"] = json.dumps(_credentials())
         interruption = self._notice(instance.id)
         if interruption is not None:
-            time = interruption.strftime("%Y-%m-%dT%H:%M:%SZ")
+            time = _time(interruption)
             values["spot/instance-action"] = json.dumps({"action": "terminate", "time": time})
             values["spot/termination-time"] = time
         return values
+
+
+def _credentials() -> dict[str, str]:
+    now = datetime.now(UTC)
+    return {
+        "Code": "Success",
+        "Type": "AWS-HMAC",
+        "LastUpdated": _time(now),
+        "Expiration": _time(now + timedelta(hours=6)),
+        "AccessKeyId": "ASIAIOSFODNN7EXAMPLE",
+        "SecretAccessKey": "secret-of-the-machine",
+        "Token": secrets.token_urlsafe(),
+    }
+
+
+def _time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")

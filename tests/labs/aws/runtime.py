@@ -26,7 +26,7 @@ USER_ENV: Final = "sky-user-env"
 
 
 class NoRuntime(Exception):
-    """It cannot be built here; the text says why."""
+    """This machine lacks what it is made of; the text says what."""
 
 
 def folder() -> Path:
@@ -36,7 +36,10 @@ def folder() -> Path:
 
 
 def build() -> Path:
-    """Make it unless it is there; its folder. A second builder waits for the first. Raises NoRuntime."""
+    """Make it unless it is there; its folder. A second builder waits for the first.
+
+    Raises NoRuntime, or CalledProcessError when an installation fails.
+    """
     home = folder()
     home.parent.mkdir(parents=True, exist_ok=True)
     with (home.parent / "lock").open("w") as lock:
@@ -71,19 +74,12 @@ def _fill(home: Path) -> None:
 
 
 def _uv(*arguments: str) -> None:
-    done = subprocess.run(
-        [uv.find_uv_bin(), *arguments],
-        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_LINK_MODE": "copy"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise NoRuntime(f"uv {' '.join(arguments)}: {done.stderr[-2000:]}")
+    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_LINK_MODE": "copy"}
+    subprocess.run([uv.find_uv_bin(), "--quiet", *arguments], env=environment, stdin=subprocess.DEVNULL, check=True)
 
 
 if __name__ == "__main__":
     try:
         print(build())
     except NoRuntime as reason:
-        sys.exit(f"the lab's machines cannot be built: {reason}")
+        print(f"the lab's machines cannot be built, tests that need them will be skipped: {reason}", file=sys.stderr)

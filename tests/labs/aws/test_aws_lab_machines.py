@@ -150,11 +150,16 @@ async def test_a_machine_that_shuts_down_is_stopped_or_terminated_as_its_launch_
 
 async def test_a_machine_has_what_a_task_counts_on(aws_lab_with_machines: AwsLab, key: Path) -> None:
     machine = await boot(aws_lab_with_machines, key)
-    version = await machine.run(
-        "python3 -c 'import sys; print(sys.version_info >= (3, 10))'; ~/.local/bin/uv --version"
-    )
-    assert version.startswith("True\nuv ")
-    keys = "AWS_ACCESS_KEY_ID=lab AWS_SECRET_ACCESS_KEY=lab"
-    query = "--region us-east-1 --query Reservations[].Instances[].InstanceId"
-    found = await machine.run(f"{keys} ~/skypilot-runtime/bin/aws ec2 describe-instances {query}")
-    assert machine.instance.id in found
+    found = await machine.run("python3 -c 'import sys; print(sys.version_info >= (3, 10))'; ~/.local/bin/uv --version")
+    assert found.startswith("True\nuv ")
+    assert await machine.run("sudo whoami") == "ubuntu\n"  # user 0 by that name
+
+
+async def test_a_machine_with_a_role_may_call_aws(aws_lab_with_machines: AwsLab, key: Path) -> None:
+    """As SkyPilot's autostop does, which ends a machine from within."""
+    machine = await boot(aws_lab_with_machines, key, IamInstanceProfile={"Name": "skypilot-v1"})
+    aws = "~/skypilot-runtime/bin/aws --region us-east-1 ec2"
+    await asyncio.to_thread(machine.ssh, f"{aws} terminate-instances --instance-ids {machine.instance.id}")
+    assert await aws_lab_with_machines.running() == []
+    (call,) = await aws_lab_with_machines.calls("TerminateInstances")
+    assert call.result == "200"
