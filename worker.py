@@ -34,25 +34,27 @@ from temporalio.client import (
     ScheduleUpdate,
 )
 from temporalio.contrib.pydantic import pydantic_data_converter
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from activities.heartbeat import HEARTBEAT_SECONDS
 from activities.launch import LaunchActivities
 from activities.machines import MachineActivities
+from activities.models import Bucket, ModelActivities
 from activities.nodes import NodeActivities
 from activities.sweep import SweepActivities, refresh_catalog
 from api.temporal import CommandRefused, NoSuchWorkflow, TemporalWorkflows, WorkflowsUnavailable
 from skyfleet.agent import bundle
 from skyfleet.clouds.base import Cloud
 from skyfleet.clouds.skypilot.names import NameGivenUp
-from skyfleet.db.repositories import AgentBundleRepository, GivenUpNameRepository
+from skyfleet.db.repositories import AgentBundleRepository, GivenUpNameRepository, ModelBucketRepository
 from skyfleet.db.session import Database
 from skyfleet.domain import ids, queues
 from skyfleet.domain import messages as m
 from skyfleet.exit import leave
 from skyfleet.settings import Settings, settings
 from workflows import search_attributes
+from workflows.models import ModelRefreshWorkflow
 from workflows.registry import SANDBOX, WORKFLOWS
 from workflows.sweep import SweepWorkflow
 
@@ -104,6 +106,22 @@ def build_clouds(config: Settings, database: Database) -> dict[str, Cloud]:
     return clouds
 
 
+def build_bucket(config: Settings) -> Bucket | None:
+    """The model bucket of the settings, if they name one. `ValueError` when they cannot be those of a bucket."""
+    if config.model_bucket_url is None:
+        return None
+    from skyfleet.models.bucket import ModelBucket
+
+    key, secret = config.model_bucket_access_key_id, config.model_bucket_secret_access_key
+    return ModelBucket(
+        config.model_bucket_url,
+        endpoint=config.model_bucket_endpoint,
+        region=config.model_bucket_region,
+        access_key_id=key.get_secret_value() if key else None,
+        secret_access_key=secret.get_secret_value() if secret else None,
+    )
+
+
 async def connect(config: Settings) -> Client:
     """The Temporal client, as soon as there is a server. Waits for ever, and says so."""
     while True:
@@ -138,7 +156,39 @@ async def ensure_sweep(client: Client, interval_seconds: float) -> None:
         await client.get_schedule_handle(ids.SWEEP_SCHEDULE_ID).update(lambda _: ScheduleUpdate(schedule))
 
 
-def build_workers(client: Client, config: Settings, database: Database, clouds: dict[str, Cloud]) -> list[Worker]:
+async def ensure_model_refresh(client: Client, config: Settings) -> None:
+    """Create the schedule that reads the model bucket, or bring it up to date, and read it now; none without one."""
+    handle = client.get_schedule_handle(ids.MODELS_SCHEDULE_ID)
+    if config.model_bucket_url is None:
+        try:
+            await handle.delete()
+        except RPCError as failure:
+            if failure.status is not RPCStatusCode.NOT_FOUND:
+                raise
+        return
+    schedule = Schedule(
+        action=ScheduleActionStartWorkflow(
+            ModelRefreshWorkflow.run,
+            m.RefreshModelsInput(),
+            id=ids.MODELS_SCHEDULE_ID,
+            task_queue=queues.CONTROL,
+            execution_timeout=timedelta(minutes=30),
+        ),
+        spec=ScheduleSpec(
+            intervals=[ScheduleIntervalSpec(every=timedelta(seconds=config.model_bucket_refresh_seconds))]
+        ),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(minutes=1)),
+    )
+    try:
+        await client.create_schedule(ids.MODELS_SCHEDULE_ID, schedule, trigger_immediately=True)
+    except ScheduleAlreadyRunningError:
+        await handle.update(lambda _: ScheduleUpdate(schedule))
+        await handle.trigger()
+
+
+def build_workers(
+    client: Client, config: Settings, database: Database, clouds: dict[str, Cloud], bucket: Bucket | None
+) -> list[Worker]:
     """One Temporal worker for each configured queue."""
     machines = MachineActivities(
         database,
@@ -157,6 +207,7 @@ def build_workers(client: Client, config: Settings, database: Database, clouds: 
         compare_interval_s=config.compare_interval_seconds,
     )
     launch, node = LaunchActivities(database), NodeActivities(database)
+    models = ModelActivities(database, bucket)
     activities: dict[str, list[Callable[..., Any]]] = {
         queues.CONTROL: [
             launch.validate_launch,
@@ -174,6 +225,7 @@ def build_workers(client: Client, config: Settings, database: Database, clouds: 
             machines.check_registration,
             sweep.compare_with_clouds,
             sweep.refresh_catalog,
+            models.refresh_models,
         ],
     }
     limits = {
@@ -310,27 +362,32 @@ async def run(config: Settings) -> None:
 
 
 async def _start(config: Settings, database: Database, clouds: dict[str, Cloud]) -> tuple[Client, list[Worker]]:
+    bucket = build_bucket(config)
     client = await connect(config)
     if queues.CONTROL in config.worker_queues:
         await search_attributes.register(client)
         await ensure_sweep(client, config.sweep_interval_seconds)
+    if queues.TEARDOWN in config.worker_queues:
+        await ensure_model_refresh(client, config)
     while True:
         try:
-            await _publish(config, database, clouds)
+            await _publish(config, database, clouds, bucket)
             break
         except (OSError, DBAPIError) as failure:  # away, still starting, or not migrated yet
             _log.warning("the database is not ready: %s", failure)
             await asyncio.sleep(0.5)
-    return client, build_workers(client, config, database, clouds)
+    return client, build_workers(client, config, database, clouds, bucket)
 
 
-async def _publish(config: Settings, database: Database, clouds: dict[str, Cloud]) -> None:
+async def _publish(config: Settings, database: Database, clouds: dict[str, Cloud], bucket: Bucket | None) -> None:
     """Write down what the API must know of this worker."""
     if queues.PROVISION in config.worker_queues:
         # Launches provisioned here name this version of the agent; any API must be able to hand it out.
         async with database.transaction() as session:
             await AgentBundleRepository(session).publish(bundle.version(), bundle.sha256(), bundle.build())
     if queues.TEARDOWN in config.worker_queues:
+        async with database.transaction() as session:
+            await ModelBucketRepository(session).configure(bucket.url if bucket else None)
         # The first catalog, so that launches are accepted at once; from here on the sweep keeps it.
         await refresh_catalog(database, clouds)
 

@@ -90,3 +90,12 @@ class SweepSteps:
     async def refresh_catalog(self, request: m.SweepInput) -> m.SweepResult:
         """Read the clouds' offers into the catalog. Queue: `teardown`, whose worker has the clouds."""
         raise NotImplementedError
+
+
+class ModelSteps:
+    """The model catalog from a bucket. Queue: `teardown`, whose workers talk to what is outside."""
+
+    @activity.defn
+    async def refresh_models(self, request: m.RefreshModelsInput) -> m.RefreshModelsResult:
+        """Read the bucket into the catalog."""
+        raise NotImplementedError

@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from skyfleet.domain import ids
 from skyfleet.domain.launches import Deadlines, Fallback
+from skyfleet.domain.model_config import Dtype
 from skyfleet.domain.states import AGENT_STAGES, MarketPolicy, Role
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
@@ -26,7 +28,7 @@ _RESERVED_ENV_PREFIX = "SKYFLEET_"
 #: Deployment and tag names: letters, digits, dots, dashes and underscores, as every cloud's tags allow.
 Name = Annotated[str, Field(pattern=_NAME, max_length=63)]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
-ModelId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$", max_length=200)]
+ModelId = Annotated[str, Field(pattern=ids.MODEL_ID, max_length=ids.MODEL_ID_CHARS)]
 Scalar = Annotated[str, Field(max_length=2000)] | bool | int | float
 
 
@@ -119,7 +121,7 @@ class LaunchRequest(BaseModel):
 
 
 class ModelRequest(BaseModel):
-    """Put a model into the catalog. `vram_required_gb` or `parameters` must be given."""
+    """Put a model into the catalog. One of `vram_required_gb`, `parameters` and `weights_gb` must be given."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -133,6 +135,13 @@ class ModelRequest(BaseModel):
     family: Word | None = None
     size: Annotated[str, Field(max_length=20)] | None = None
     parameters: int | None = Field(default=None, ge=1, le=100_000_000_000_000)
+    dtype: Dtype | None = Field(default=None, description="What most weights are kept in.")
+    weights_gb: float | None = Field(
+        default=None, gt=0, le=100_000, description="Size of the weight files, in GB of 2^30 bytes."
+    )
+    config: dict[str, Any] | None = Field(
+        default=None, description="The model's config.json: its family, longest context and shape are taken from it."
+    )
     context_length: int | None = Field(default=None, ge=1, le=2_000_000_000)
     vram_required_gb: float | None = Field(default=None, ge=0, le=100_000, description="GPU memory that serving takes.")
     source: Annotated[str, Field(max_length=2000)] | None = Field(
@@ -141,8 +150,8 @@ class ModelRequest(BaseModel):
 
     @model_validator(mode="after")
     def _check_memory(self) -> Self:
-        if self.vram_required_gb is None and self.parameters is None:
-            raise ValueError("vram_required_gb: give it, or `parameters` to derive it from")
+        if self.vram_required_gb is None and self.parameters is None and self.weights_gb is None:
+            raise ValueError("vram_required_gb: give it, or `parameters` or `weights_gb` to estimate it from")
         return self
 
 

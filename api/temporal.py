@@ -66,6 +66,9 @@ class Workflows(Protocol):
     async def terminate_node(self, node: NodeInput, command: TerminateNode, *, timeout_s: float) -> Accepted:
         """The `terminate` update, starting the node's workflow if it does not run. Raises `CommandRefused`."""
 
+    async def refresh_models(self, *, timeout_s: float) -> None:
+        """Have the model bucket read, after the reading that is under way. Raises `NoSuchWorkflow`: there is none."""
+
     async def check(self, *, timeout_s: float) -> None:
         """Return when Temporal serves."""
 
@@ -183,6 +186,13 @@ class TemporalWorkflows:
             except WorkflowAlreadyStartedError:
                 return False
             return True
+
+    async def refresh_models(self, *, timeout_s: float) -> None:
+        """See `Workflows`."""
+        from temporalio.client import ScheduleOverlapPolicy
+
+        async with self._talk(timeout_s) as client:
+            await client.get_schedule_handle(ids.MODELS_SCHEDULE_ID).trigger(overlap=ScheduleOverlapPolicy.BUFFER_ONE)
 
     async def check(self, *, timeout_s: float) -> None:
         """See `Workflows`."""

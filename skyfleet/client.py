@@ -25,6 +25,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from skyfleet.domain.sizing import VramEstimate
 from skyfleet.domain.states import LaunchStatus, NodeStatus, Role
 from skyfleet.domain.views import (
     ApiKeyCreated,
@@ -37,7 +38,9 @@ from skyfleet.domain.views import (
     LaunchEvent,
     LaunchList,
     LaunchStatusView,
+    ModelBucketView,
     ModelList,
+    ModelRefreshAccepted,
     ModelView,
     NodeInfo,
     NodeList,
@@ -272,6 +275,24 @@ class _Calls:
     def delete_model(model_id: str) -> Call[None]:
         """Take a model out of the catalog."""
         return Call("DELETE", f"/admin/models/{quote(model_id)}", lambda _: None)
+
+    @staticmethod
+    def model_estimate(
+        model_name: str, *, context_tokens: int | None = None, sequences: int | None = None
+    ) -> Call[VramEstimate]:
+        """The GPU memory that a model takes, term by term, for that much use."""
+        asked = {"model_name": model_name, "context_tokens": context_tokens, "sequences": sequences}
+        return Call("GET", "/admin/models/estimate", _reads(VramEstimate), params=asked)
+
+    @staticmethod
+    def model_bucket() -> Call[ModelBucketView]:
+        """The bucket that models are read from, and how its last reading went."""
+        return Call("GET", "/admin/models/bucket", _reads(ModelBucketView))
+
+    @staticmethod
+    def refresh_models() -> Call[ModelRefreshAccepted]:
+        """Have the model bucket read now. It is done once its `attempted_at` is not before `requested_at`."""
+        return Call("POST", "/admin/models/refresh", _reads(ModelRefreshAccepted))
 
     @staticmethod
     def offers(
@@ -570,6 +591,9 @@ class SkyfleetClient:
     models = _blocking(_Calls.models)
     register_model = _blocking(_Calls.register_model)
     delete_model = _blocking(_Calls.delete_model)
+    model_estimate = _blocking(_Calls.model_estimate)
+    model_bucket = _blocking(_Calls.model_bucket)
+    refresh_models = _blocking(_Calls.refresh_models)
     offers = _blocking(_Calls.offers)
     launch = _blocking(_Calls.launch)
     status = _blocking(_Calls.status)
@@ -667,6 +691,9 @@ class AsyncSkyfleetClient:
     models = _awaitable(_Calls.models)
     register_model = _awaitable(_Calls.register_model)
     delete_model = _awaitable(_Calls.delete_model)
+    model_estimate = _awaitable(_Calls.model_estimate)
+    model_bucket = _awaitable(_Calls.model_bucket)
+    refresh_models = _awaitable(_Calls.refresh_models)
     offers = _awaitable(_Calls.offers)
     launch = _awaitable(_Calls.launch)
     status = _awaitable(_Calls.status)

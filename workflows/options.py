@@ -41,6 +41,19 @@ LOOK: dict[str, Any] = {
     ),
 }
 
+#: A reading of the model bucket. The next is due soon anyway.
+BUCKET: dict[str, Any] = {
+    "task_queue": queues.TEARDOWN,
+    "start_to_close_timeout": timedelta(minutes=10),
+    "heartbeat_timeout": _HEARTBEAT,
+    "retry_policy": RetryPolicy(
+        initial_interval=timedelta(seconds=1),
+        backoff_coefficient=2.0,
+        maximum_interval=timedelta(seconds=30),
+        maximum_attempts=5,
+    ),
+}
+
 
 def provision(deadline_seconds: float) -> dict[str, Any]:
     """Creating a machine. The deadline is kept by the activity itself, from its first start, over retries.

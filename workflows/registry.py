@@ -5,11 +5,12 @@ from __future__ import annotations
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from workflows.launch import LaunchWorkflow
+from workflows.models import ModelRefreshWorkflow
 from workflows.node import NodeWorkflow
 from workflows.sweep import SweepWorkflow
 from workflows.teardown import TeardownWorkflow
 
-WORKFLOWS = [LaunchWorkflow, NodeWorkflow, SweepWorkflow, TeardownWorkflow]
+WORKFLOWS = [LaunchWorkflow, ModelRefreshWorkflow, NodeWorkflow, SweepWorkflow, TeardownWorkflow]
 
 #: What workflows import of our own is pure code and signatures; importing the pydantic models anew for every workflow
 #: would cost milliseconds each and gain nothing.

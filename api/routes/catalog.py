@@ -1,108 +1,20 @@
-"""Models, and what the clouds sell."""
+"""What the clouds sell."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query
 
-from api.presenting import model_view
-from api.problems import not_found, refused_field
-from api.schemas import ModelRequest
-from api.security import Admin, Viewer, remote
+from api.problems import refused_field
+from api.security import Viewer
 from api.services import Svc
-from skyfleet.db.repositories import AuditRepository, ModelRepository
-from skyfleet.db.tables import ModelRow
-from skyfleet.domain.sizing import vram_required_gb
 from skyfleet.domain.states import Market
-from skyfleet.domain.views import CommandAccepted, ModelList, ModelView, OfferList, OfferView
+from skyfleet.domain.views import OfferList, OfferView
 
 router = APIRouter(prefix="/admin", tags=["catalog"])
 
 _Filter = Annotated[str | None, Query(max_length=200)]
-
-
-@router.get("/models/r2", response_model=ModelList, summary="The model catalog")
-async def models(services: Svc, principal: Viewer) -> ModelList:
-    """All models that can be launched."""
-    async with services.database.transaction() as session:
-        return ModelList(models=[model_view(row) for row in await ModelRepository(session).all()])
-
-
-@router.post(
-    "/models",
-    status_code=201,
-    response_model=ModelView,
-    summary="Register a model",
-    responses={200: {"description": "A model of that id was replaced.", "model": ModelView}},
-)
-async def register_model(
-    request: Request, response: Response, body: ModelRequest, services: Svc, principal: Admin
-) -> ModelView:
-    """Put a model into the catalog, or replace the one of that id.
-
-    GPU memory that is not given is derived from `parameters`: two bytes each, and a fifth on top.
-    """
-    needed = body.vram_required_gb
-    if needed is None:
-        assert body.parameters is not None
-        needed = vram_required_gb(body.parameters)
-    short = body.id.rpartition("/")[2]
-    row = ModelRow(
-        id=body.id,
-        name=body.name or short,
-        family=body.family or short.partition("-")[0],
-        size=body.size or _size(body.parameters),
-        parameters=body.parameters,
-        context_length=body.context_length,
-        vram_required_gb=needed,
-        source=body.source,
-    )
-    async with services.database.transaction() as session:
-        repository = ModelRepository(session)
-        before = await repository.get(body.id)
-        await repository.put(row)
-        AuditRepository(session).add(
-            principal=principal.name,
-            action="model.register" if before is None else "model.replace",
-            subject=body.id,
-            outcome="done",
-            detail={"vram_required_gb": needed, "parameters": body.parameters},
-            remote=remote(request),
-        )
-    services.catalog.forget()
-    if before is not None:
-        response.status_code = 200
-    return model_view(row)
-
-
-def _size(parameters: int | None) -> str:
-    """A parameter count as people write it."""
-    if parameters is None:
-        return "unknown"
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
-        if parameters >= scale:
-            return f"{parameters / scale:.3g}{unit}"
-    return str(parameters)
-
-
-@router.delete("/models/{model_id:path}", response_model=CommandAccepted, summary="Take a model out of the catalog")
-async def delete_model(
-    request: Request, services: Svc, principal: Admin, model_id: Annotated[str, Path(max_length=200)]
-) -> CommandAccepted:
-    """Launches of it stay."""
-    async with services.database.transaction() as session:
-        if not await ModelRepository(session).delete(model_id):
-            raise not_found(f"no model {model_id!r}")
-        AuditRepository(session).add(
-            principal=principal.name,
-            action="model.delete",
-            subject=model_id,
-            outcome="done",
-            remote=remote(request),
-        )
-    services.catalog.forget()
-    return CommandAccepted(status="deleted", subject=model_id)
 
 
 @router.get("/offers", response_model=OfferList, summary="What the clouds sell")

@@ -1,4 +1,4 @@
-"""`models` and `offers`."""
+"""`offers`: what the clouds sell."""
 
 from __future__ import annotations
 
@@ -6,94 +6,13 @@ from typing import Annotated
 
 import typer
 
-from skyfleet.cli.common import JsonFlag, bought, marked, place, price, say, session, table, write_json
+from skyfleet.cli.common import JsonFlag, bought, marked, place, price, session, table, write_json
 from skyfleet.domain.states import Market
-
-models = typer.Typer(help="The model catalog; alone, it lists it.", invoke_without_command=True, rich_markup_mode=None)
 
 
 def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.add_typer(models, name="models")
+    """Register the command."""
     app.command()(offers)
-
-
-@models.callback()
-def list_models(context: typer.Context, as_json: JsonFlag = False) -> None:
-    """The model catalog; alone, it lists it."""
-    if context.invoked_subcommand is not None:
-        return
-    with session().client() as client:
-        known = client.models()
-    if as_json:
-        write_json({"models": known})
-        return
-    table(
-        ("MODEL", "FAMILY", "SIZE", "GPU MEMORY", "CONTEXT", "ORIGIN"),
-        (
-            (
-                one.id,
-                one.family,
-                one.size,
-                f"{one.vram_required_gb:g} GB",
-                None if one.context_length is None else f"{one.context_length:,}",
-                one.origin,
-            )
-            for one in known
-        ),
-        right=("SIZE", "GPU MEMORY", "CONTEXT"),
-    )
-
-
-@models.command("add")
-def add_model(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name that launches give, as on its hub.")],
-    parameters: Annotated[
-        float | None, typer.Option(min=1, metavar="N", help="Number of parameters, such as 8.03e9.")
-    ] = None,
-    vram: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="GB", help="GPU memory that serving takes. Default: from --parameters."),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Display name.")] = None,
-    family: Annotated[str | None, typer.Option(help="Family, such as llama.")] = None,
-    size: Annotated[str | None, typer.Option(help="Size as people write it, such as 8B.")] = None,
-    context_length: Annotated[int | None, typer.Option(min=1, metavar="TOKENS", help="Longest context.")] = None,
-    source: Annotated[str | None, typer.Option(help="Where the weights are: hub id, bucket URL or path.")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Put a model into the catalog, or change the one of that name."""
-    if parameters is None and vram is None:
-        raise typer.BadParameter("give --parameters or --vram, to know what fits", param_hint="--parameters")
-    body = {
-        "id": model,
-        "name": name,
-        "family": family,
-        "size": size,
-        "parameters": None if parameters is None else int(parameters),
-        "context_length": context_length,
-        "vram_required_gb": vram,
-        "source": source,
-    }
-    with session().client() as client:
-        registered = client.register_model(body)
-    if as_json:
-        write_json(registered)
-    else:
-        say(f"{registered.id}: needs {registered.vram_required_gb:g} GB of GPU memory")
-
-
-@models.command("remove")
-def remove_model(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model of the catalog.")], as_json: JsonFlag = False
-) -> None:
-    """Take a model out of the catalog. What runs goes on."""
-    with session().client() as client:
-        client.delete_model(model)
-    if as_json:
-        write_json({"removed": model})
-    else:
-        say(f"{model}: removed")
 
 
 def offers(

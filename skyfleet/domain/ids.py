@@ -11,6 +11,10 @@ import secrets
 
 _LAUNCH_ID = re.compile(r"launch-[0-9a-f]{8,32}")
 
+#: Ids of models: as on a hub, or the path below a bucket's prefix.
+MODEL_ID = r"^[A-Za-z0-9][A-Za-z0-9._/:@+-]*$"
+MODEL_ID_CHARS = 200
+
 
 def new_launch_id() -> str:
     """A fresh launch id: `launch-` and 48 random bits in hex."""
@@ -20,6 +24,11 @@ def new_launch_id() -> str:
 def is_launch_id(text: str) -> bool:
     """Whether `text` has the form of a launch id."""
     return _LAUNCH_ID.fullmatch(text) is not None
+
+
+def is_model_id(text: str) -> bool:
+    """Whether a model can have that id."""
+    return len(text) <= MODEL_ID_CHARS and re.fullmatch(MODEL_ID, text) is not None
 
 
 def launch_workflow_id(launch_id: str) -> str:
@@ -39,6 +48,9 @@ def teardown_workflow_id(cluster_name: str) -> str:
 
 #: Id of the Temporal Schedule that runs `SweepWorkflow`, and the prefix of its runs.
 SWEEP_SCHEDULE_ID = "sweep"
+
+#: Id of the Temporal Schedule that runs `ModelRefreshWorkflow`, and the prefix of its runs.
+MODELS_SCHEDULE_ID = "models"
 
 
 def cluster_name(launch_id: str, attempt: int) -> str:

@@ -307,3 +307,19 @@ class SweepResult(BaseModel):
     ended_strays: list[str] = []
     lost_nodes: list[str] = []
     offers: int = 0
+
+
+# --- ModelRefreshWorkflow -----------------------------------------------------------------------------------
+
+
+class RefreshModelsInput(BaseModel):
+    """One reading of the model bucket. Its address and keys are the worker's settings, and in no history."""
+
+
+class RefreshModelsResult(BaseModel):
+    """What one reading of the model bucket changed in the catalog: numbers of models."""
+
+    models: int
+    read: int
+    removed: int
+    skipped: int

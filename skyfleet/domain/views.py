@@ -12,11 +12,17 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from skyfleet.domain.errors import ClassifiedError
+from skyfleet.domain.model_bucket import SkippedPath
+from skyfleet.domain.sizing import VramEstimate
 from skyfleet.domain.states import AttemptState, LaunchStage, LaunchStatus, Market, NodeDirective, NodeStatus, Role
 
 
 class ModelView(BaseModel):
-    """A model of the catalog. `vram_required_gb` is the GPU memory that serving it takes."""
+    """A model of the catalog.
+
+    `vram_required_gb` is the GPU memory that serving it takes, `vram_estimate` how that figure came about (None: it was
+    given), `weights_gb` the size of its weight files; in GB of 2^30 bytes. `dtype` is what most weights are kept in.
+    """
 
     id: str
     name: str
@@ -24,7 +30,10 @@ class ModelView(BaseModel):
     size: str
     vram_required_gb: float
     parameters: int | None = None
+    dtype: str | None = None
+    weights_gb: float | None = None
     context_length: int | None = None
+    vram_estimate: VramEstimate | None = None
     source: str | None = None
     origin: str
 
@@ -33,6 +42,29 @@ class ModelList(BaseModel):
     """`GET /admin/models/r2`."""
 
     models: list[ModelView]
+
+
+class ModelBucketView(BaseModel):
+    """`GET /admin/models/bucket`: the bucket that models are read from, and how its last reading went.
+
+    `url` is None when none is configured. `attempted_at` is when the last reading that ended began, `synced_at` when
+    the last that succeeded began, `error` why the last one failed, `models` how many there were.
+    """
+
+    url: str | None = None
+    attempted_at: datetime | None = None
+    synced_at: datetime | None = None
+    error: str | None = None
+    models: int = 0
+    skipped: list[SkippedPath] = []
+
+
+class ModelRefreshAccepted(BaseModel):
+    """A reading of the model bucket was asked for: it is done when `attempted_at` is not before `requested_at`."""
+
+    status: Literal["refreshing"] = "refreshing"
+    url: str
+    requested_at: datetime
 
 
 class OfferView(BaseModel):

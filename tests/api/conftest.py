@@ -97,6 +97,10 @@ class FakeWorkflows:
         self._take("terminate", node.node_id, command)
         return m.Accepted(stage="ready")
 
+    async def refresh_models(self, *, timeout_s: float) -> None:
+        """Record the request."""
+        self._take("refresh_models", "", None)
+
     async def check(self, *, timeout_s: float) -> None:
         """Whether Temporal is away."""
         if self.away:

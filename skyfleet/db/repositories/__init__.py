@@ -4,6 +4,7 @@ from skyfleet.db.repositories.audit import ApiKeyRepository, AuditRepository
 from skyfleet.db.repositories.catalog import (
     AgentBundleRepository,
     CatalogRepository,
+    ModelBucketRepository,
     ModelRepository,
     RefusalRepository,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "CatalogRepository",
     "GivenUpNameRepository",
     "LaunchRepository",
+    "ModelBucketRepository",
     "ModelRepository",
     "NodeRepository",
     "RefusalRepository",

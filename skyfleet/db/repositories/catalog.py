@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Text, all_, delete, func, literal, select, text
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlmodel import col
 
 from skyfleet.db.repositories.base import Repository
-from skyfleet.db.tables import AgentBundleRow, BackendRow, ModelRow, OfferRow, RefusalRow, utcnow
+from skyfleet.db.tables import AgentBundleRow, BackendRow, ModelBucketRow, ModelRow, OfferRow, RefusalRow, utcnow
 from skyfleet.domain.offers import Offer
 from skyfleet.domain.planner import Refusal
 
@@ -41,6 +41,60 @@ class ModelRepository(Repository):
         """Remove the model from the catalog; whether it was there. Launches of it stay."""
         statement = delete(ModelRow).where(col(ModelRow.id) == model_id).returning(col(ModelRow.id))
         return (await self.session.execute(statement)).first() is not None
+
+    async def bucket_fingerprints(self) -> dict[str, str]:
+        """Of the models that came from the bucket, by id."""
+        statement = select(col(ModelRow.id), col(ModelRow.fingerprint)).where(col(ModelRow.origin) == "bucket")
+        rows = (await self.session.execute(statement)).tuples()
+        return {model_id: fingerprint for model_id, fingerprint in rows if fingerprint is not None}
+
+    async def put_from_bucket(self, model: ModelRow) -> bool:
+        """Write a model of the bucket; False, and nothing is written, where one of its id came from elsewhere."""
+        values = model.model_dump()
+        changed = {name: value for name, value in values.items() if name not in ("id", "created_at")}
+        statement = (
+            insert(ModelRow)
+            .values(**values)
+            .on_conflict_do_update(index_elements=["id"], set_=changed, where=col(ModelRow.origin) == "bucket")
+            .returning(col(ModelRow.id))
+        )
+        return (await self.session.execute(statement)).first() is not None
+
+    async def keep_from_bucket(self, model_ids: Collection[str]) -> list[str]:
+        """Remove the bucket's models that are not among these; their ids."""
+        statement = (
+            delete(ModelRow)
+            # One parameter, however many there are: a statement takes 32,767.
+            .where(col(ModelRow.origin) == "bucket", col(ModelRow.id) != all_(literal(list(model_ids), ARRAY(Text))))
+            .returning(col(ModelRow.id))
+        )
+        return sorted((await self.session.execute(statement)).scalars())
+
+
+class ModelBucketRepository(Repository):
+    """The model bucket, of which there is one at most, and how its last reading went."""
+
+    async def get(self) -> ModelBucketRow | None:
+        """The bucket; None when none is configured, or no worker said so yet."""
+        return (await self.session.execute(select(ModelBucketRow))).scalars().first()
+
+    async def configure(self, url: str | None) -> None:
+        """Make it the bucket, or none; what is known of another is forgotten."""
+        await self.session.execute(delete(ModelBucketRow).where(col(ModelBucketRow.url).is_distinct_from(url)))
+        if url is not None:
+            await self.session.execute(insert(ModelBucketRow).values(url=url, models=0).on_conflict_do_nothing())
+
+    async def put(self, bucket: ModelBucketRow) -> None:
+        """Write how a reading went, in place of all that was known."""
+        await self.configure(bucket.url)
+        values = bucket.model_dump()
+        statement = insert(ModelBucketRow).values(**values)
+        await self.session.execute(statement.on_conflict_do_update(index_elements=["url"], set_=values))
+
+    async def now(self) -> datetime:
+        """The database's time, which is the same for all processes."""
+        now: datetime = (await self.session.execute(select(func.clock_timestamp()))).scalar_one()
+        return now
 
 
 class CatalogRepository(Repository):

@@ -1,0 +1,1 @@
+"""Reads the models of a bucket: any S3-compatible store."""
