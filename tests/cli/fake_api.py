@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 NOW = "2026-11-22T06:00:00Z"
+BEFORE = "2026-01-01T00:00:00Z"
 JOB = "launch-0123456789ab"
 
 ERROR: dict[str, Any] = {
@@ -44,13 +45,29 @@ ATTEMPT = {
     "error": ERROR,
 }
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "id": "org/model",
     "name": "model",
     "family": "org",
     "size": "1B",
     "vram_required_gb": 2.4,
-    "origin": "manual",
+    "dtype": "bfloat16",
+    "weights_gb": 1.9,
+    "context_length": 4096,
+    "origin": "bucket",
+    "source": "s3://weights/org/model/",
+    "vram_estimate": {
+        "total_gb": 2.4,
+        "weights_gb": 1.863,
+        "kv_cache_gb": 0.2,
+        "overhead_gb": 0.1,
+        "gpu_memory_utilization": 0.9,
+        "context_tokens": 4096,
+        "sequences": 2,
+        "kv_cache": {"bytes_per_token": 26214, "windowed_bytes_per_token": 100, "window_tokens": 512},
+        "formula": "by and large",
+        "sources": ["somebody said so"],
+    },
 }
 
 NODE: dict[str, Any] = {
@@ -109,6 +126,8 @@ class FakeApi:
     answers: list[Response] = field(default_factory=list)  # answered, one a request, before anything else
     healthy: bool = True
     node_polls: int | None = None  # how often the node may be asked about before it is gone; None: it stays
+    bucket: dict[str, Any] = field(default_factory=lambda: {"url": "s3://weights", "models": 3, "synced_at": NOW})
+    bucket_polls: int = 0  # how often the bucket may be asked about before it is read
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
 
     def seen(self, method: str, path: str) -> list[dict[str, str]]:
@@ -122,6 +141,9 @@ class FakeApi:
             ("GET", "/admin/whoami"): lambda: {"principal": "admin-token", "role": "admin", "tenant": "default"},
             ("GET", "/admin/models/r2"): lambda: {"models": [MODEL]},
             ("POST", "/admin/models"): lambda: MODEL,
+            ("GET", "/admin/models/estimate"): lambda: {**MODEL["vram_estimate"], "sequences": 64, "kv_cache_gb": 6.4},
+            ("GET", "/admin/models/bucket"): self._bucket,
+            ("POST", "/admin/models/refresh"): lambda: {"url": "s3://weights", "requested_at": NOW},
             ("DELETE", "/admin/models/org/model"): lambda: {"status": "deleted", "subject": "org/model"},
             ("GET", "/admin/offers"): lambda: {"offers": [OFFER]},
             ("POST", "/admin/instances/launch"): lambda: {
@@ -162,6 +184,10 @@ class FakeApi:
             return JSONResponse(shown, 503 if shown.get("ok") is False else 200)
 
         return Starlette(routes=[Route("/{rest:path}", handle, methods=["GET", "POST", "DELETE"])])
+
+    def _bucket(self) -> dict[str, Any]:
+        self.bucket_polls -= 1
+        return {**self.bucket, "attempted_at": BEFORE if self.bucket_polls >= 0 else NOW}
 
     def _health(self) -> dict[str, Any]:
         parts = {"database": {"ok": True}, "temporal": {"ok": self.healthy, "detail": "" if self.healthy else "away"}}

@@ -79,6 +79,8 @@ def test_secrets_are_not_in_the_repr() -> None:
 
 def test_answers_are_typed(api: FakeApi, sky: SkyfleetClient) -> None:
     assert sky.models()[0].vram_required_gb == 2.4
+    assert sky.model_estimate("org/model", sequences=64).sequences == 64
+    assert sky.refresh_models().url == sky.model_bucket().url == "s3://weights"
     assert sky.offers(model_name="org/model").offers[0].market is Market.SPOT
     assert sky.nodes().nodes[0].cost_per_hour == Decimal("0.4024")
     assert sky.node(NODE["node_id"]).sandbox

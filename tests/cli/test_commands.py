@@ -207,7 +207,11 @@ def test_the_bar_shows_the_furthest_stage_that_was_seen_and_goes_back_for_a_new_
         (["launches", "--status", "failed"], [JOB, "aws/us-east-1a", "$0.4024/h", "sandbox", "--cursor c2"]),
         (["nodes"], [NODE["node_id"], "ready", NODE["endpoint_url"], "sandbox"]),
         (["node", NODE["node_id"]], [NODE["cluster_name"], "serving", "sandbox"]),
-        (["models"], ["org/model", "2.4 GB"]),
+        (["models"], ["org/model", "2.4 GB", "1.9 GB", "bfloat16", "4,096", "bucket"]),
+        (["models", "show", "org/model"], ["s3://weights/org/model/", "0.2 GB  (26,214 bytes a token", "by and large"]),
+        (["models", "show", "org/model", "--concurrency", "64"], ["for 64 sequences of 4,096 tokens", "6.4 GB"]),
+        (["models", "bucket"], ["s3://weights · 3 models"]),
+        (["models", "refresh"], ["s3://weights: being read"]),
         (["offers", "--model", "org/model"], ["g5.xlarge", "$0.4024/h", "too small", "sandbox"]),
         (["api-keys"], ["abc", "operator"]),
         (["audit"], ["launch.create", "model=org/model"]),
@@ -252,6 +256,42 @@ def test_terminate_waits_for_the_cloud_with_a_deadline(api: FakeApi, sky: Sky) -
     assert "confirmed by aws" in result.stdout
     api.node_polls = 1000
     assert sky("terminate", NODE["node_id"], "--wait", "--timeout", "0.1").exit_code == 7
+
+
+def test_a_refresh_waits_until_the_bucket_is_read(api: FakeApi, sky: Sky) -> None:
+    api.bucket_polls = 2
+    api.bucket["skipped"] = [{"path": "org/broken", "reason": "no weights"}]
+    result = sky("models", "refresh", "--wait")
+    assert result.exit_code == 0, result.output
+    assert api.bucket_polls < 0
+    assert "org/broken" in result.stdout
+    assert "no weights" in result.stdout
+    api.bucket_polls = 1000
+    assert sky("models", "refresh", "--wait", "--timeout", "0.1").exit_code == 7
+    api.bucket_polls = 0
+    api.bucket["error"] = "NoSuchBucket"
+    failed = sky("models", "refresh", "--wait")
+    assert failed.exit_code == 1
+    assert "NoSuchBucket" in failed.stderr
+
+
+def test_what_is_not_there_is_said(api: FakeApi, sky: Sky) -> None:
+    assert sky("models", "show", "org/other").exit_code == 3
+    api.bucket = {"url": None}
+    assert "SKYFLEET_MODEL_BUCKET_URL" in sky("models", "bucket").stdout
+
+
+def test_a_configuration_is_sent_as_it_is(api: FakeApi, sky: Sky, tmp_path: Path) -> None:
+    schemas = pytest.importorskip("api.schemas")
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "llama"}')
+    assert (
+        sky("models", "add", "org/model", "--weights", "5.3", "--dtype", "int4", "--config", str(path)).exit_code == 0
+    )
+    request = schemas.ModelRequest.model_validate(api.requests[-1][3])
+    assert (request.weights_gb, request.dtype, request.config) == (5.3, "int4", {"model_type": "llama"})
+    path.write_text("{")
+    assert sky("models", "add", "org/model", "--weights", "5.3", "--config", str(path)).exit_code == 2
 
 
 def test_health_leaves_with_1_when_something_is_away(api: FakeApi, sky: Sky) -> None:

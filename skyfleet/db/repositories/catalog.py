@@ -45,7 +45,7 @@ class ModelRepository(Repository):
     async def bucket_fingerprints(self) -> dict[str, str]:
         """Of the models that came from the bucket, by id."""
         statement = select(col(ModelRow.id), col(ModelRow.fingerprint)).where(col(ModelRow.origin) == "bucket")
-        rows = (await self.session.execute(statement)).tuples()
+        rows = (await self.session.execute(statement)).all()
         return {model_id: fingerprint for model_id, fingerprint in rows if fingerprint is not None}
 
     async def put_from_bucket(self, model: ModelRow) -> bool:
