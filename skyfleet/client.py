@@ -25,6 +25,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from skyfleet.domain.doctor import DoctorReport
 from skyfleet.domain.sizing import VramEstimate
 from skyfleet.domain.states import LaunchStatus, NodeStatus, Role
 from skyfleet.domain.views import (
@@ -260,6 +261,11 @@ class _Calls:
     def whoami() -> Call[Identity]:
         """Who the credentials stand for."""
         return Call("GET", "/admin/whoami", _reads(Identity))
+
+    @staticmethod
+    def doctor() -> Call[DoctorReport]:
+        """What is configured, what is missing, and how to mend it, from where the API stands. Tried once."""
+        return Call("GET", "/admin/doctor", _reads(DoctorReport), repeatable=False)
 
     @staticmethod
     def models() -> Call[list[ModelView]]:
@@ -588,6 +594,7 @@ class SkyfleetClient:
 
     health = _blocking(_Calls.health)
     whoami = _blocking(_Calls.whoami)
+    doctor = _blocking(_Calls.doctor)
     models = _blocking(_Calls.models)
     register_model = _blocking(_Calls.register_model)
     delete_model = _blocking(_Calls.delete_model)
@@ -688,6 +695,7 @@ class AsyncSkyfleetClient:
 
     health = _awaitable(_Calls.health)
     whoami = _awaitable(_Calls.whoami)
+    doctor = _awaitable(_Calls.doctor)
     models = _awaitable(_Calls.models)
     register_model = _awaitable(_Calls.register_model)
     delete_model = _awaitable(_Calls.delete_model)

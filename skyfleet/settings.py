@@ -20,7 +20,8 @@ _BY_FILE = ("admin_token", "database_url", "model_bucket_access_key_id", "model_
 class Settings(BaseSettings):
     """All settings, with their units in the name."""
 
-    model_config = SettingsConfigDict(env_prefix="SKYFLEET_", extra="ignore")
+    # An empty variable is one that is not set: Compose cannot leave one out.
+    model_config = SettingsConfigDict(env_prefix="SKYFLEET_", env_ignore_empty=True, extra="ignore")
 
     # where things are
     database_url: SecretStr = SecretStr("postgresql://skyfleet@127.0.0.1:5432/skyfleet")
@@ -80,8 +81,8 @@ class Settings(BaseSettings):
     def _read_secret_files(cls, values: dict[str, Any]) -> dict[str, Any]:
         for name in _BY_FILE:
             path = os.environ.get(f"SKYFLEET_{name.upper()}_FILE")
-            if path and not values.get(name):
-                values[name] = Path(path).read_text().strip()
+            if path and not values.get(name) and (secret := Path(path).read_text().strip()):
+                values[name] = secret
         return values
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from skyfleet.db.session import asyncpg_url
 
@@ -27,6 +28,13 @@ def upgrade(database_url: str, revision: str = "head") -> None:
 def downgrade(database_url: str, revision: str) -> None:
     """Take the database down to `revision` (`base`: no tables)."""
     command.downgrade(alembic_config(database_url), revision)
+
+
+def newest_revision() -> str:
+    """The newest migration that this code has."""
+    newest = ScriptDirectory.from_config(alembic_config("postgresql://")).get_current_head()
+    assert newest is not None
+    return newest
 
 
 def main() -> None:

@@ -177,6 +177,24 @@ class DataFolder:
         making.replace(self.path / name)
 
 
+def children(path: Path) -> dict[str, int | None]:
+    """What the stack on this data folder started, by name: the pid, or None where it does not run any more."""
+    try:
+        known = _Children.model_validate_json((path / "pids.json").read_bytes()).children
+    except (OSError, ValidationError):
+        return {}
+    return {name: child.pid if start_mark(child.pid) == child.mark else None for name, child in known.items()}
+
+
+def port_of(path: Path, name: str) -> int | None:
+    """The port that the stack on this data folder chose last, by its name in `USUAL_PORTS`."""
+    try:
+        port = json.loads((path / "ports.json").read_text()).get(name)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return port if isinstance(port, int) else None
+
+
 def _bind(held: ExitStack, host: str, port: int) -> int | None:
     """The port, bound until `held` closes, or None when somebody else has it. 0 is any free port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -10,8 +10,17 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlmodel import col
 
 from skyfleet.db.repositories.base import Repository
-from skyfleet.db.tables import AgentBundleRow, BackendRow, ModelBucketRow, ModelRow, OfferRow, RefusalRow, utcnow
-from skyfleet.domain.offers import Offer
+from skyfleet.db.tables import (
+    AgentBundleRow,
+    BackendRow,
+    CloudAccessRow,
+    ModelBucketRow,
+    ModelRow,
+    OfferRow,
+    RefusalRow,
+    utcnow,
+)
+from skyfleet.domain.offers import CloudAccess, Offer
 from skyfleet.domain.planner import Refusal
 
 
@@ -137,6 +146,23 @@ class CatalogRepository(Repository):
         """Forget backends, and their offers, that are no longer configured."""
         await self.session.execute(delete(OfferRow).where(col(OfferRow.backend).not_in(names)))
         await self.session.execute(delete(BackendRow).where(col(BackendRow.name).not_in(names)))
+        await self.session.execute(delete(CloudAccessRow).where(col(CloudAccessRow.backend).not_in(names)))
+
+    async def access(self) -> Sequence[CloudAccessRow]:
+        """Where each backend may buy, by cloud."""
+        statement = select(CloudAccessRow).order_by(col(CloudAccessRow.cloud), col(CloudAccessRow.backend))
+        return (await self.session.execute(statement)).scalars().all()
+
+    async def replace_access(self, backend: str, access: Sequence[CloudAccess]) -> None:
+        """Write down what a backend has just found out about its clouds, in place of all that it found before."""
+        await self.session.execute(select(func.pg_advisory_xact_lock(_OFFERS_LOCK)))
+        await self.session.execute(delete(CloudAccessRow).where(col(CloudAccessRow.backend) == backend))
+        now = utcnow()
+        self.session.add_all(CloudAccessRow(backend=backend, checked_at=now, **one.model_dump()) for one in access)
+
+
+#: Key of the advisory lock that the writers of offers take: any number, the same for all.
+_OFFERS_LOCK = 0x0FFE25
 
 
 class AgentBundleRepository(Repository):
