@@ -68,7 +68,6 @@ class World:
     offers: list[Offer] = field(default_factory=lambda: [offer("us-east-1a"), offer("us-east-1b"), offer("us-west-2a")])
     provision: dict[int, Callable[[m.ProvisionInput], Any]] = field(default_factory=dict)
     teardown_fails: int = 0
-    lifeless: bool = False  # provisioning is held by a worker that died: no heartbeat comes, no cancel arrives
     look: m.CheckRegistrationResult = field(default_factory=m.CheckRegistrationResult)
     machines: set[str] = field(default_factory=set)
     ever: list[str] = field(default_factory=list)
@@ -156,7 +155,7 @@ class ScriptedMachines(MachineSteps):
             world.ever.append(request.attempt.cluster_name)
         try:
             activity.heartbeat()
-            beating = asyncio.create_task(_beat(forever=not world.lifeless))
+            beating = asyncio.create_task(_beat())
             try:
                 await world.pause("provision")
             finally:
@@ -195,8 +194,8 @@ class ScriptedMachines(MachineSteps):
         return m.TerminateResult(confirmed_at=datetime.now(UTC), existed=True)
 
 
-async def _beat(*, forever: bool = True) -> None:
-    while forever:
+async def _beat() -> None:
+    while True:
         activity.heartbeat()
         await asyncio.sleep(0.2)
 

@@ -161,19 +161,6 @@ async def test_cancel_at_each_stage_leaves_nothing(env: WorkflowEnvironment, ste
         assert world.calls.index("provision cancelled") < world.calls.index("terminate")
 
 
-async def test_a_cancel_that_a_dead_worker_never_hears_leaves_nothing(env: WorkflowEnvironment) -> None:
-    """The step ends as timed out, not as cancelled; the machine that it may have made is ended all the same."""
-    world = World(hold={"provision": asyncio.Event()}, lifeless=True)
-    async with working(env.client, world):
-        launch = await start(env.client)
-        await world.at("provision")
-        await launch.execute_update(LaunchWorkflow.cancel, m.CancelLaunch(requested_by="me"))
-        outcome = await launch.result()
-        world.hold["provision"].set()
-    assert outcome.stage is LaunchStage.CANCELLED
-    assert (world.ever, world.machines) == ([ids.cluster_name(LAUNCH, 1)], set())
-
-
 async def test_cancel_while_waiting_for_the_node(env: WorkflowEnvironment) -> None:
     """The machine runs and its agent is silent: a cancel ends it at once."""
     world = World(provision={1: silent})
