@@ -28,3 +28,9 @@ keep temporal_database_password "$(random)"
 keep skyfleet_database_password "$(random)"
 keep database_url "postgresql://skyfleet:$(<"$folder/skyfleet_database_password")@postgres:5432/skyfleet"
 keep admin_token "$(random)"
+
+# Given by others, so empty until you write them: the keys of the model bucket, and the service-account token of a SkyPilot
+# API server of your own.
+for name in model_bucket_access_key_id model_bucket_secret_access_key skypilot_token; do
+  [[ -e "$folder/$name" ]] || keep "$name" ""
+done

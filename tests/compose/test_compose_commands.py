@@ -7,6 +7,8 @@ depends on is healthy or done, and names of services become addresses on loopbac
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib.metadata
 import os
 import re
 import shlex
@@ -34,6 +36,11 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 #: Our own services, each after what it depends on.
 OURS = ("migrate", "api", "worker-control", "worker-provision", "dashboard")
+#: Variables that name a port to listen on.
+_LISTENING = (
+    *("SKYFLEET_API_PORT", "SKYFLEET_WORKER_HEALTH_PORT", "SKYFLEET_DASHBOARD_PORT"),
+    "SKYPILOT_API_SERVER_LOCAL_PORT",
+)
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 30
 
@@ -86,14 +93,21 @@ class Engine:
     def environment(self, service: str) -> dict[str, str]:
         """The container's environment; of ours, only what finds the programs."""
         given = {key: self.here(service, value) for key, value in SERVICES[service].get("environment", {}).items()}
-        for key in ("SKYFLEET_API_PORT", "SKYFLEET_WORKER_HEALTH_PORT", "SKYFLEET_DASHBOARD_PORT"):
+        for key in _LISTENING:
             if key in given:
                 given[key] = str(self.port(service, int(given[key])))
-        return {"PATH": f"{BIN}:{postgres.binaries()}:{os.environ['PATH']}", "LANG": "C.UTF-8", **given}
+        if "HOME" in given:  # a volume
+            home = self.folder / f"{service}-home"
+            home.mkdir(exist_ok=True)
+            given["HOME"] = str(home)
+        found = f"{BIN}:{postgres.binaries()}:{os.environ['PATH']}"
+        return {"PATH": found, "LANG": "C.UTF-8", "HOME": str(self.folder), "SECRETS": str(self.secrets), **given}
 
     def command(self, service: str) -> list[str]:
-        """The container's command line."""
-        return [self.here(service, part) for part in SERVICES[service]["command"]]
+        """The container's command line, with its configuration files where they are here."""
+        files = {item["target"]: COMPOSE["configs"][item["source"]] for item in SERVICES[service].get("configs", [])}
+        words = [*SERVICES[service].get("entrypoint", []), *SERVICES[service]["command"]]
+        return [str(ROOT / files[word]["file"]) if word in files else self.here(service, word) for word in words]
 
     def start(self, name: str, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start a process, its output in a log of its own."""
@@ -147,14 +161,17 @@ class Engine:
         return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
 
     async def stop(self, name: str) -> int:
-        """SIGTERM, the grace period, SIGKILL for the whole group if need be; the exit status, negative for a signal."""
+        """SIGTERM, the grace period, SIGKILL for what is left; the exit status, negative for a signal."""
         process = self.processes.pop(name)
         process.terminate()
         try:
-            return await asyncio.to_thread(process.wait, GRACE)
+            await asyncio.to_thread(process.wait, GRACE)
         except subprocess.TimeoutExpired:
+            process.kill()
+        # A container ends with its first process, and everything in it.
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            return await asyncio.to_thread(process.wait, 10)
+        return await asyncio.to_thread(process.wait, 10)
 
     async def down(self) -> None:
         """End everything that is left, the newest first."""
@@ -264,7 +281,44 @@ async def test_every_service_of_ours_becomes_healthy_and_stops_when_asked(engine
         assert (await client.get("/admin/nodes", headers={"X-Admin-Token": token})).json()["nodes"] == []
         assert (await client.get("/admin/nodes", headers={"X-Admin-Token": "wrong"})).status_code == 401
 
+    # Nobody answers there, and nothing of ours needs it to start.
+    found = await doctor(api, token)
+    assert found["skypilot server"]["status"] == "failed"
+    assert {found[f"workers on {queue}"]["status"] for queue in ("control", "provision", "teardown")} == {"ok"}
+
     for service in ("dashboard", "worker-provision", "worker-control", "api"):
         status = await engine.stop(service)
         assert status != -signal.SIGKILL, f"{service} did not stop in {GRACE} s\n{engine.log(service)}"
         assert not await engine.check(service), f"{service} is called healthy after it ended"
+
+
+@pytest.mark.slow
+async def test_skypilot_s_server_becomes_healthy_is_found_by_api_and_worker_and_stops(engine: Engine) -> None:
+    """The real one. It has a home without credentials, so that no cloud is enabled and none is asked for anything."""
+    assert not await engine.check("skypilot")
+    await engine.up("skypilot")
+    for service in ("migrate", "api", "worker-control", "worker-provision"):
+        await engine.up(service)
+    api = f"http://127.0.0.1:{engine.port('api', 8080)}"
+    token = (engine.secrets / "admin_token").read_text()
+    found = await doctor(api, token)
+    assert found["skypilot server"]["status"] == "ok"
+    assert found["skypilot server"]["detail"].endswith(importlib.metadata.version("skypilot"))
+
+    async def looked() -> bool:
+        return bool((await doctor(api, token))["skypilot"]["status"] == "ok")
+
+    await eventually(looked, timeout_s=90, interval_s=1, what="the worker's look at SkyPilot's clouds")
+
+    for service in ("worker-provision", "worker-control", "api"):
+        await engine.stop(service)
+    status = await engine.stop("skypilot")
+    assert status != -signal.SIGKILL, engine.log("skypilot")
+    assert not await engine.check("skypilot")
+
+
+async def doctor(api: str, token: str) -> dict[str, dict[str, Any]]:
+    """The API's own checks by name."""
+    async with httpx.AsyncClient(base_url=api, headers={"X-Admin-Token": token}, timeout=30) as client:
+        report = (await client.get("/admin/doctor")).raise_for_status().json()
+    return {check["name"]: check for check in report["checks"]}

@@ -125,7 +125,7 @@ def test_no_service_has_more_rights_than_it_needs(name: str) -> None:
     assert not {"privileged", "network_mode", "pid", "ipc", "devices"} & set(service)
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
-    assert service.get("read_only") is True or name in ("temporal-ui", "skypilot")
+    assert service.get("read_only") is True or name == "temporal-ui"
     for volume in service.get("volumes", []):
         source = volume.partition(":")[0]
         assert source in COMPOSE["volumes"], f"{volume} is not a named volume"
@@ -135,7 +135,7 @@ def test_no_service_has_more_rights_than_it_needs(name: str) -> None:
 
 def test_our_images_do_not_run_as_root() -> None:
     ours = {name: service for name, service in SERVICES.items() if "build" in service}
-    assert set(ours) == {"migrate", "api", "worker-control", "worker-provision", "dashboard"}
+    assert set(ours) == {"migrate", "api", "worker-control", "worker-provision", "dashboard", "skypilot"}
     assert {service["user"] for service in ours.values()} == {"10001:10001"}
     assert re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)[-1] == "10001:10001"
     assert SERVICES["postgres"]["user"] == "postgres"
@@ -164,10 +164,55 @@ def test_secrets_are_kept_private_and_never_made_twice(tmp_path: Path) -> None:
 
     first = make()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert len(set(first.values())) == len(first)
-    assert min(map(len, first.values())) >= 48
+    given = {"model_bucket_access_key_id", "model_bucket_secret_access_key", "skypilot_token"}
+    assert {name for name, secret in first.items() if not secret} == given, "only their owners know them"
+    made = [secret for secret in first.values() if secret]
+    assert len(set(made)) == len(made)
+    assert min(map(len, made)) >= 48
     assert first["skyfleet_database_password"] in first["database_url"]
     assert make() == first
+    (folder / "skypilot_token").unlink()
+    (folder / "skypilot_token").write_text("sky_token")
+    assert make()["skypilot_token"] == "sky_token"
+
+
+def test_real_clouds_are_for_those_alone_who_talk_to_skypilot() -> None:
+    """The others' image has no SkyPilot in it, and whoever reaches its server may spend money."""
+    with_skypilot = {name for name, service in SERVICES.items() if "skyfleet-skypilot" in service["image"]}
+    assert with_skypilot == {"worker-provision", "skypilot"}
+    for name in with_skypilot:
+        assert SERVICES[name]["build"]["args"] == {"LOCK": "skypilot"}
+    told = {name for name, service in SERVICES.items() if "SKYFLEET_SKYPILOT" in service.get("environment", {})}
+    assert told == {"api", "worker-provision"}
+    assert [name for name, service in SERVICES.items() if "skypilot_token" in service.get("secrets", [])] == [
+        "worker-provision"
+    ]
+    for lock in ("runtime", "skypilot", "build"):
+        assert f"requirements/{lock}.txt" in DOCKERFILE
+        assert (ROOT / "requirements" / f"{lock}.txt").exists()
+
+
+@pytest.mark.parametrize("token", ["", "sky_token\n"])
+def test_the_service_account_token_comes_from_its_file(tmp_path: Path, token: str) -> None:
+    (tmp_path / "skypilot_token").write_text(token)
+    shown = subprocess.run(
+        [ROOT / "deploy" / "with-skypilot-token.sh", "sh", "-c", 'echo "${SKYPILOT_SERVICE_ACCOUNT_TOKEN-none}"'],
+        env={"PATH": os.environ["PATH"], "SECRETS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.strip() == (token.strip() or "none")
+
+
+def test_an_empty_variable_and_an_empty_secret_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").touch()
+    monkeypatch.setenv("SKYFLEET_NODE_IMAGE", "")
+    monkeypatch.setenv("SKYFLEET_MODEL_BUCKET_URL", "")
+    monkeypatch.delenv("SKYFLEET_MODEL_BUCKET_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("SKYFLEET_MODEL_BUCKET_ACCESS_KEY_ID_FILE", str(tmp_path / "empty"))
+    config = Settings()
+    assert (config.node_image, config.model_bucket_url, config.model_bucket_access_key_id) == (None, None, None)
 
 
 def test_configuration_files_exist() -> None:
