@@ -74,6 +74,7 @@ class Endpoints(BaseModel):
     temporal_ui: str | None = None
     local_cloud: str | None = None
     skypilot: str | None = None
+    model_bucket: str | None = None
     admin_token: str
     temporal: str | None = None
     data: str | None = None

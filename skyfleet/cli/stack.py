@@ -242,6 +242,7 @@ class _Report:
             ("Temporal", endpoints.temporal_ui),
             ("local cloud", endpoints.local_cloud or "not started"),
             ("SkyPilot", self._skypilot(endpoints)),
+            ("model bucket", endpoints.model_bucket or "not started"),
             ("admin token", f"in {stack.data / 'endpoints.json'}"),
             ("logs", str(stack.data / "logs")),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 import tomllib
@@ -108,6 +109,8 @@ class EmbeddedStack:
                 public_url=self._options.public_url,
                 local_cloud=self._options.local_cloud,
                 skypilot=server,
+                # Machines of real clouds could not reach it, and a bucket of the person's own goes before it.
+                model_bucket=server is None and not os.environ.get("SKYFLEET_MODEL_BUCKET_URL"),
             )
             # Loopback is never behind a proxy; each check is a connection of its own, as a stuck one proves nothing.
             limits = httpx.Limits(max_keepalive_connections=0)
@@ -184,8 +187,8 @@ class EmbeddedStack:
         return {name: pid for name, pid in pids.items() if pid is not None}
 
     async def _seed(self, client: AsyncSkyfleetClient) -> list[str]:
-        """Register the well-known models when the catalog is empty."""
-        if await client.models():
+        """Register the well-known models when the catalog has none but the bucket's."""
+        if any(model.origin != "bucket" for model in await client.models()):
             return []
         models: list[dict[str, Any]] = tomllib.loads(MODELS.read_text())["models"]
         for model in models:

@@ -28,6 +28,7 @@ USUAL_PORTS: Final[dict[str, int]] = {
     "local_cloud": 8090,
     "postgres": 54329,
     "worker_health": 8091,
+    "model_bucket": 8092,
 }
 
 

@@ -25,6 +25,8 @@ from skyfleet.stack.supervisor import External, Probe, Service, Step, Unit
 ROOMS: Final = Path(skyfleet.__file__).parent.parent
 LOOPBACK: Final = "127.0.0.1"
 
+_BUCKET: Final = "models"
+
 
 class ProgramMissing(Exception):
     """A program that a service runs is not installed."""
@@ -35,7 +37,7 @@ class Layout:
     """What the services of one run are made from. `host` is what the API listens on; everything else is on loopback.
 
     `public_url` is where machines reach the API, if that is another address than programs here use. `skypilot` is set
-    when real clouds are launched on.
+    when real clouds are launched on, `model_bucket` when the sandbox's own bucket is the one that models are read from.
     """
 
     data: Path
@@ -47,6 +49,7 @@ class Layout:
     public_url: str | None = None
     local_cloud: bool = True
     skypilot: skypilot.Server | None = None
+    model_bucket: bool = False
 
     @property
     def api_url(self) -> str:
@@ -76,6 +79,7 @@ class Layout:
             temporal_ui=self.url("temporal_ui"),
             local_cloud=self.url("local_cloud") if self.local_cloud else None,
             skypilot=self.skypilot.url if self.skypilot else None,
+            model_bucket=self.url("model_bucket") if self.model_bucket else None,
             admin_token=self.admin_token,
             temporal=self.temporal_address,
             data=str(self.data),
@@ -90,7 +94,7 @@ def units(layout: Layout, http: httpx.AsyncClient) -> list[Unit]:
     password = postgres.password(folder)
     env = _environment(layout, postgres.url(password, layout.ports["postgres"]))
     temporal = _temporal_command(layout)
-    clouds = _clouds(layout, env, http)
+    outside = [*_clouds(layout, env, http), *_model_bucket(layout, env, http)]
     made: list[Unit] = [
         Service(
             name="postgres",
@@ -111,7 +115,7 @@ def units(layout: Layout, http: httpx.AsyncClient) -> list[Unit]:
             alive=_answers(http, layout.url("temporal_ui") + "/api/v1/namespaces/default"),
             stop_seconds=10,
         ),
-        *clouds,
+        *outside,
         Step(name="migrations", command=_python("skyfleet.db.migrate"), env=env, after=("postgres",)),
         Service(
             name="api",
@@ -129,7 +133,7 @@ def units(layout: Layout, http: httpx.AsyncClient) -> list[Unit]:
             ready=_answers(http, layout.url("worker_health") + "/health", good=True),
             alive=_answers(http, layout.url("worker_health") + "/health"),
             after=("migrations", *(["skypilot"] if layout.skypilot else [])),  # its first act is to read the offers
-            uses=("postgres", "temporal", "api", *(unit.name for unit in clouds)),
+            uses=("postgres", "temporal", "api", *(unit.name for unit in outside)),
             stop_seconds=15,
         ),
     ]
@@ -169,6 +173,24 @@ def _clouds(layout: Layout, env: Mapping[str, str], http: httpx.AsyncClient) -> 
     if layout.skypilot is not None:
         made.append(skypilot_unit(layout.skypilot, http))
     return made
+
+
+def _model_bucket(layout: Layout, env: Mapping[str, str], http: httpx.AsyncClient) -> list[Unit]:
+    if not layout.model_bucket:
+        return []
+    url = layout.url("model_bucket")
+    return [
+        Service(
+            name="model-bucket",
+            command=_fixed(
+                _python("skyfleet.sandbox_bucket", "--port", str(layout.ports["model_bucket"]), "--bucket", _BUCKET)
+            ),
+            env=env,
+            ready=_answers(http, f"{url}/{_BUCKET}?list-type=2&max-keys=1", good=True),
+            alive=_answers(http, url),
+            stop_seconds=5,
+        )
+    ]
 
 
 def skypilot_unit(server: skypilot.Server, http: httpx.AsyncClient) -> Unit:
@@ -221,6 +243,19 @@ def _environment(layout: Layout, database_url: str) -> dict[str, str]:
         env["SKYFLEET_LOCAL_CLOUD_URL"] = layout.url("local_cloud")
     if layout.skypilot is not None:
         env[skypilot.ENDPOINT] = layout.skypilot.url
+    if layout.model_bucket:
+        # Loopback is never behind a proxy, and the library that reads buckets asks the environment.
+        excepted = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), LOOPBACK]))
+        env |= {
+            "NO_PROXY": excepted,
+            "no_proxy": excepted,
+            "SKYFLEET_MODEL_BUCKET_URL": f"s3://{_BUCKET}",
+            "SKYFLEET_MODEL_BUCKET_ENDPOINT": layout.url("model_bucket"),
+            "SKYFLEET_MODEL_BUCKET_REGION": "us-east-1",
+            # It takes any: there is nothing in it to keep.
+            "SKYFLEET_MODEL_BUCKET_ACCESS_KEY_ID": "sandbox",
+            "SKYFLEET_MODEL_BUCKET_SECRET_ACCESS_KEY": "sandbox",
+        }
     return env
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.temporal import NoSuchWorkflow
 from skyfleet.db.repositories import AuditRepository, ModelBucketRepository, ModelRepository
 from skyfleet.db.session import Database
 from skyfleet.db.tables import ModelBucketRow, ModelRow
@@ -119,6 +120,17 @@ async def test_the_bucket_is_read_when_asked(
     async with database.transaction() as session:
         entries = await AuditRepository(session).page(action="models.refresh", limit=5)
     assert [entry.subject for entry in entries] == [URL]
+
+
+async def test_a_bucket_that_no_worker_reads_any_more_is_none(
+    api: httpx.AsyncClient, database: Database, workflows: FakeWorkflows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_schedule(*, timeout_s: float) -> None:
+        raise NoSuchWorkflow("workflow not found")
+
+    await configure(database)
+    monkeypatch.setattr(workflows, "refresh_models", no_schedule)
+    assert (await api.post("/admin/models/refresh")).status_code == 409
 
 
 async def test_without_temporal_it_is_not_accepted(

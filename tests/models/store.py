@@ -56,26 +56,15 @@ class Store:
 
     def put(self, bucket: str, objects: Mapping[str, bytes | str | dict[str, Any]]) -> None:
         """Write objects; dictionaries as JSON."""
-        writer = self._writer(bucket)
+        writer = writer_of(self.url, bucket)
         for key, content in objects.items():
-            text = json.dumps(content) if isinstance(content, dict) else content
-            writer.put(key, text.encode() if isinstance(text, str) else text)
+            writer.put(key, as_bytes(content))
         self.requests.clear()
 
     def delete(self, bucket: str, *keys: str) -> None:
         """Remove objects."""
-        self._writer(bucket).delete(list(keys))
+        writer_of(self.url, bucket).delete(list(keys))
         self.requests.clear()
-
-    def _writer(self, bucket: str) -> S3Store:
-        return S3Store(
-            bucket,
-            endpoint=self.url,
-            region="us-east-1",
-            access_key_id=KEY,
-            secret_access_key=SECRET,
-            client_options={"allow_http": True},
-        )
 
     def gets(self) -> list[str]:
         """Keys of the objects that were fetched, once for each request."""
@@ -112,6 +101,24 @@ def running_store() -> Iterator[Store]:
     finally:
         server.shutdown()
         thread.join(10)
+
+
+def writer_of(url: str, bucket: str) -> S3Store:
+    """Writes to a bucket of moto's."""
+    return S3Store(
+        bucket,
+        endpoint=url,
+        region="us-east-1",
+        access_key_id=KEY,
+        secret_access_key=SECRET,
+        client_options={"allow_http": True},
+    )
+
+
+def as_bytes(content: bytes | str | dict[str, Any]) -> bytes:
+    """What is stored: dictionaries as JSON."""
+    text = json.dumps(content) if isinstance(content, dict) else content
+    return text.encode() if isinstance(text, str) else text
 
 
 def safetensors(tensors: Mapping[str, tuple[str, list[int]]], *, metadata: int = 0) -> bytes:

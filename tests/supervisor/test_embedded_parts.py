@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from skyfleet.domain import search_attributes
+from skyfleet.domain.model_config import read_config
 from skyfleet.settings import Settings
 from skyfleet.stack import postgres
 from skyfleet.stack.embedded import MODELS, EmbeddedStack
@@ -109,6 +110,23 @@ async def test_both_clouds_run_side_by_side(tmp_path: Path, monkeypatch: pytest.
     assert config.local_cloud_url == "http://127.0.0.1:8090"
 
 
+async def test_models_are_read_from_the_sandbox_s_bucket_or_from_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    made = await all_units(tmp_path, model_bucket=True)
+    worker = made["worker"]
+    assert isinstance(worker, Service)
+    assert "model-bucket" in worker.uses
+    assert worker.env["NO_PROXY"] == "example.org,127.0.0.1"
+    config = settings_of(worker, monkeypatch)
+    assert config.model_bucket_url == "s3://models"
+    assert config.model_bucket_endpoint == f"http://127.0.0.1:{USUAL_PORTS['model_bucket']}"
+    assert config.model_bucket_access_key_id is not None
+    assert layout(tmp_path, model_bucket=True).endpoints({}).model_bucket == config.model_bucket_endpoint
+    assert "model-bucket" not in await all_units(tmp_path)
+
+
 async def test_only_the_dashboard_is_logged_in_and_it_is_on_loopback(tmp_path: Path) -> None:
     made = await all_units(tmp_path)
     holders = [
@@ -142,7 +160,9 @@ def test_the_seed_models_are_requests_that_the_api_takes() -> None:
     models = tomllib.loads(MODELS.read_text())["models"]
     assert "meta-llama/Llama-3.1-8B-Instruct" in {model["id"] for model in models}
     for model in models:
-        assert schemas.ModelRequest.model_validate(model).parameters > 1e8
+        request = schemas.ModelRequest.model_validate(model)
+        assert request.parameters > 1e8
+        assert read_config(request.config).kv_cache is not None
 
 
 async def test_a_second_stack_on_the_folder_is_refused_and_harms_nothing(tmp_path: Path) -> None:
