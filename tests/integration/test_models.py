@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import httpx
 from temporalio.api.history.v1 import History
+from temporalio.client import WorkflowExecution
 
+from skyfleet.domain import ids
 from skyfleet.domain.views import ModelBucketView
 from tests.models.store import as_bytes, model, writer_of
 from tests.stack import RunningStack
@@ -80,15 +83,22 @@ async def test_the_bucket_comes_back_as_it_was(stack: RunningStack) -> None:
     assert {one.id: one for one in await stack.client.models() if one.origin == "bucket"} == before
 
 
-async def test_no_history_holds_where_or_with_which_key(stack: RunningStack) -> None:
+async def test_no_history_holds_a_key(stack: RunningStack) -> None:
     await refreshed(stack)
     client = await stack.temporal()
-    seen = 0
-    async for execution in client.list_workflows("WorkflowType = 'ModelRefreshWorkflow'"):
-        handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
+
+    async def runs() -> list[WorkflowExecution]:
+        return [one async for one in client.list_workflows("WorkflowType = 'ModelRefreshWorkflow'")]
+
+    for run in await eventually(runs, what="its runs in Temporal's list"):
+        handle = client.get_workflow_handle(run.id, run_id=run.run_id)
         history = History(events=[event async for event in handle.fetch_history_events()])
         content = history.SerializeToString()
+        assert b"refresh_models" in content
         assert b"sandbox" not in content  # both key and secret of the sandbox's bucket
-        assert b"s3://" not in content
-        seen += 1
-    assert seen
+
+
+async def test_a_schedule_reads_it_too(stack: RunningStack) -> None:
+    client = await stack.temporal()
+    described = await client.get_schedule_handle(ids.MODELS_SCHEDULE_ID).describe()
+    assert [interval.every for interval in described.schedule.spec.intervals] == [timedelta(hours=1)]
