@@ -48,11 +48,13 @@ def _examine() -> list[Check]:
     checks = [ok("command", f"Skyfleet {__version__}, Python {platform.python_version()}")]
     with told.client() as client:
         url = client.target.url
+        silent = False
         try:
             checks += client.doctor().checks
         except ApiUnreachable as error:
             how = "Start one on this machine with `skyfleet up`, or name yours with --api or SKYFLEET_API."
             checks.append(failed("api", str(error), how))
+            silent = True
         except ApiError as error:
             how = "Give --token or SKYFLEET_TOKEN (an API key with the role admin), or SKYFLEET_ADMIN_TOKEN."
             if error.status not in (401, 403):
@@ -60,7 +62,7 @@ def _examine() -> list[Check]:
             checks.append(failed("api", f"{url}: {error}", how))
     if endpoints is not None and url == endpoints.api:
         checks += examine(data, endpoints)
-    elif endpoints is None and not (told.api or os.environ.get("SKYFLEET_API")):
+    elif silent and endpoints is None and not (told.api or os.environ.get("SKYFLEET_API")):
         checks += examine(data, None)
     return checks
 

@@ -83,6 +83,13 @@ def test_a_stack_that_was_killed_is_named_with_what_is_left_of_it(nothing_runs: 
     assert found["admin token here"]["status"] == "ok"
 
 
+def test_an_api_on_this_machine_that_is_no_stack_of_ours_is_asked_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Response] = [JSONResponse(DoctorReport.of([ok("database", "there")]).model_dump(mode="json"))]
+    with served(FakeApi(answers=answers)) as url:
+        monkeypatch.setattr(client_module, "DEFAULT_API", url)
+        assert set(checks(doctor())) == {"command", "database"}
+
+
 def test_an_api_elsewhere_is_asked_and_this_machine_left_out() -> None:
     report = DoctorReport.of([ok("database", "PostgreSQL 18.1"), note("real clouds", "not used")])
     answers: list[Response] = [
