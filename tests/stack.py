@@ -413,12 +413,17 @@ class RunningStack:
 
 @asynccontextmanager
 async def running_stack(
-    tmp_path: Path, config: str | None = None, *, settings: Mapping[str, str] | None = None, cloud: str = "local"
+    tmp_path: Path,
+    config: str | None = None,
+    *,
+    settings: Mapping[str, str] | None = None,
+    cloud: str = "local",
+    arguments: Iterable[str] = (),
 ) -> AsyncIterator[RunningStack]:
     """The embedded stack on a fresh folder in `tmp_path`; at the end nothing of it runs any more.
 
     `config` is the local cloud's world as TOML (`world()` if None), `settings` further variables of the environment;
-    `cloud` is what `skyfleet up` is to launch on.
+    `cloud` is what `skyfleet up` is to launch on, `arguments` are more of its arguments.
     """
     data = tmp_path / "skyfleet"
     file = tmp_path / "world.toml"
@@ -428,7 +433,7 @@ async def running_stack(
         data,
         [
             *(sys.executable, "-m", "skyfleet.cli", "up", "--data", str(data)),
-            *("--json", "--no-dashboard", "--cloud", cloud, "--cloud-config", str(file)),
+            *("--json", "--no-dashboard", "--cloud", cloud, "--cloud-config", str(file), *arguments),
         ],
         environment | QUICK | dict(settings or {}),
     )

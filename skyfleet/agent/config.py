@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 
 from skyfleet import __version__
 
+EVERY_ADDRESS = ("0.0.0.0", "::")
+LOOPBACK = "127.0.0.1"
+
 
 class BootError(Exception):
     """The boot file is missing, unreadable or incomplete; the text says which key."""
@@ -19,7 +22,9 @@ class BootError(Exception):
 class Boot:
     """What the agent uses of the boot file. The cloud adds `host`, `port` and `shutdown_command` at boot.
 
-    `host` is the address that the engine binds and is reached at; `heartbeat_interval_s` is seconds.
+    `host` is the address that the engine binds, `advertise_host` the one that it is reached at if that is another;
+    `heartbeat_interval_s` is seconds, as is `control_plane_patience_s`: a control plane that is away for longer is gone
+    for good, and the machine with it (None: it is waited for).
     """
 
     control_plane_url: str
@@ -42,12 +47,18 @@ class Boot:
     env: tuple[tuple[str, str], ...] = ()
     heartbeat_interval_s: float = 10.0
     shutdown_command: tuple[str, ...] = ()
+    advertise_host: str | None = None
+    control_plane_patience_s: float | None = None
 
     @property
     def endpoint_url(self) -> str:
         """Where the engine is reached."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return _url(self.advertise_host or self.host, self.port)
+
+    @property
+    def local_url(self) -> str:
+        """Where the engine is reached from this machine: its public address need not lead back to itself."""
+        return _url(LOOPBACK if self.host in EVERY_ADDRESS else self.host, self.port)
 
     @property
     def secrets(self) -> list[str]:
@@ -102,7 +113,13 @@ def load_boot(path: str) -> Boot:
         env=tuple(sorted(env.items())),
         heartbeat_interval_s=float(interval),
         shutdown_command=_strings(raw, "shutdown_command"),
+        advertise_host=_optional_text(raw, "advertise_host"),
+        control_plane_patience_s=_optional_seconds(raw, "control_plane_patience_s"),
     )
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _text(raw: dict[str, Any], key: str) -> str:
@@ -114,6 +131,15 @@ def _text(raw: dict[str, Any], key: str) -> str:
 
 def _optional_text(raw: dict[str, Any], key: str) -> str | None:
     return None if raw.get(key) is None else _text(raw, key)
+
+
+def _optional_seconds(raw: dict[str, Any], key: str) -> float | None:
+    value = raw.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise BootError(f"the boot file's `{key}` is not a positive number")
+    return float(value)
 
 
 def _strings(raw: dict[str, Any], key: str) -> tuple[str, ...]:

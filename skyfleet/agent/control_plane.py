@@ -8,13 +8,15 @@ What the control plane answers decides what becomes of the machine:
   claims must not go on billing; but only after it was said three times in a row, because a load balancer in front of a
   control plane that is being updated also says 404.
 - anything else, or no answer: it is away, or not ready for this yet. Asked again for ever, with exponential back-off up
-  to 15 s and jitter, so that a thousand agents do not come back in the same second.
+  to 15 s and jitter, so that a thousand agents do not come back in the same second. With a limit to its patience
+  (`Boot.control_plane_patience_s`) the agent takes one that gave no answer for so long to be gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +41,13 @@ class Dismissed(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(f"the control plane answered {status}")
         self.status = status
+
+
+class Abandoned(Dismissed):
+    """The control plane has been away for so long that it is taken to be gone: nobody would ever end this machine."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class ControlPlane:
         self._boot = boot
         self._node = f"{boot.control_plane_url}/admin/nodes/{quote(boot.node_id, safe='')}"
         self._unknown_in_a_row = 0
+        self._heard_at = time.monotonic()
 
     async def report_stage(self, reached: StageReached) -> None:
         """Say that a stage was reached; returns when the control plane has it. Raises `Dismissed`."""
@@ -137,7 +147,11 @@ class ControlPlane:
             answer = await request("POST", url, headers=headers, body=body, timeout_s=_REQUEST_TIMEOUT_S)
         except Unreachable as error:
             log("control_plane.away", level="warning", what=what, reason=error)
+            patience_s = self._boot.control_plane_patience_s
+            if patience_s is not None and time.monotonic() - self._heard_at > patience_s:
+                raise Abandoned from None
             return None
+        self._heard_at = time.monotonic()
         if 200 <= answer.status < 300:
             self._unknown_in_a_row = 0
             return answer

@@ -109,7 +109,7 @@ class Agent:
         supervisor = EngineSupervisor(chosen, launch, dict(self._boot.env), self._state, self._observe)
         self._supervisor = supervisor
         supervisor.end_previous()
-        probe = EngineProbe(chosen, self._boot.endpoint_url, self._boot.heartbeat_interval_s)
+        probe = EngineProbe(chosen, self._boot.local_url, self._boot.heartbeat_interval_s)
         if key is None:
             self._in_background(supervisor.run())
             key = await self._unless_failed(self._start_and_register(supervisor, probe))

@@ -12,12 +12,16 @@ _DRAIN_DEADLINE_S = 600.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the agent (or `engine-echo`, `engine-guard`); returns the exit status, 2 for a start that cannot work."""
+    """Run the agent, or `install`, `engine-echo`, `engine-guard`; the exit status, 2 for a start that cannot work."""
     # Imported here, each alone: the guard lives beside every engine and should stay small.
     if argv and argv[0] == "engine-guard":
         from skyfleet.agent import guard
 
         return guard.main(argv[1:])
+    if argv and argv[0] == "install":
+        from skyfleet.agent import install
+
+        return install.main(argv[1:])
     if argv and argv[0] == "engine-echo":
         from skyfleet.engines import echo_server
 
@@ -45,13 +49,14 @@ def _agent(argv: Sequence[str]) -> int:
 
     import asyncio
 
+    from skyfleet.agent.address import advertised
     from skyfleet.agent.config import BootError, load_boot
     from skyfleet.agent.life import Agent
     from skyfleet.agent.logs import hide, log
     from skyfleet.agent.state import StateDir, StateInUse
 
     try:
-        boot = load_boot(options.boot)
+        boot = advertised(load_boot(options.boot))
         hide(boot.secrets)
         state = StateDir(options.state_dir)
         with state.locked():

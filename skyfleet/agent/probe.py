@@ -12,14 +12,14 @@ _MIN_TIMEOUT_S = 1.0
 
 
 class EngineProbe:
-    """Health and figures of the engine at `endpoint_url`.
+    """Health and figures of the engine at `url`.
 
     An engine that hangs must not hold up heartbeats, so an answer is waited for half a heartbeat (5 s at most).
     """
 
-    def __init__(self, engine: Engine, endpoint_url: str, heartbeat_interval_s: float) -> None:
+    def __init__(self, engine: Engine, url: str, heartbeat_interval_s: float) -> None:
         self._engine = engine
-        self._endpoint_url = endpoint_url
+        self._url = url
         self._timeout_s = min(_MAX_TIMEOUT_S, max(heartbeat_interval_s / 2, _MIN_TIMEOUT_S))
         self._last: tuple[float, float] | None = None
 
@@ -49,6 +49,6 @@ class EngineProbe:
 
     async def _get(self, path: str) -> Answer | None:
         try:
-            return await request("GET", self._endpoint_url + path, timeout_s=self._timeout_s)
+            return await request("GET", self._url + path, timeout_s=self._timeout_s)
         except Unreachable:
             return None

@@ -71,6 +71,7 @@ class Engine:
     """One kind of inference server. Subclasses say how it is started; the fields say the rest.
 
     `health_path` answers 200 once the engine serves; `fallback_health_path` is asked where the first answers 404.
+    `requirement` is what a real machine's set-up installs for it, pinned; None: nothing.
     `refused` are arguments that exist but may not be given, with the reason. `stage_patterns` are matched against the
     engine's own log lines, in order.
     """
@@ -78,6 +79,7 @@ class Engine:
     name: str = ""
     title: str = ""
     needs_gpu: bool = False
+    requirement: str | None = None
     health_path: str = "/health"
     fallback_health_path: str | None = None
     metrics_path: str | None = "/metrics"

@@ -36,20 +36,28 @@ class VllmEngine(Engine):
             launch.host,
             "--port",
             str(launch.port),
+            *(["--load-format", "runai_streamer"] if _streamed(launch) else []),
             *launch.args,
         ]
 
     def available(self, work_dir: str) -> str | None:
-        """vLLM has to be on the machine's image: it is gigabytes of CUDA code, not something to fetch in passing."""
+        """The machine's image or its set-up has it: gigabytes of CUDA code are not fetched in passing."""
         if shutil.which("vllm") is None:
             return "vLLM is not installed on this machine: there is no `vllm` on PATH"
         return None
+
+
+def _streamed(launch: EngineLaunch) -> bool:
+    """Whether the weights come from a bucket, and nobody said how (vLLM documentation, "Run:ai Model Streamer")."""
+    return launch.model.startswith("s3://") and "--load-format" not in launch.args
 
 
 VLLM = VllmEngine(
     name="vllm",
     title="vLLM",
     needs_gpu=True,
+    # With Run:ai's streamer, which reads weights from a bucket straight into the GPU.
+    requirement="vllm[runai]==0.33.0",
     metric_names=MetricNames(
         running=("vllm:num_requests_running",),
         waiting=("vllm:num_requests_waiting",),

@@ -487,3 +487,26 @@ async def test_slow_control_plane_does_not_hold_up_the_engine(
     await ready(control_plane)
     assert refused
     assert [reached["stage"] for reached in control_plane.registrations[0].body["stages"]] == STAGES
+
+
+async def test_a_control_plane_that_is_gone_for_good_ends_the_node(
+    control_plane: FakeControlPlane, machine: Machine
+) -> None:
+    """Nobody would ever end this machine: it ends itself, and its engine with it."""
+    node = machine(control_plane_patience_s=1.0)
+    node.start()
+    await eventually(lambda: control_plane.heartbeats)
+    await control_plane.stop()
+    await eventually(lambda: node.ended, timeout_s=30)
+    assert node.exit_status == 0
+    assert node.off.exists()
+    assert node.engine_processes() == []
+
+
+async def test_an_engine_that_binds_all_addresses_is_told_of_at_one(
+    control_plane: FakeControlPlane, machine: Machine
+) -> None:
+    node = machine(host="0.0.0.0", advertise_host="203.0.113.7")
+    node.start()
+    await eventually(lambda: control_plane.registrations)
+    assert control_plane.registrations[0].body["endpoint_url"] == f"http://203.0.113.7:{node.port}"

@@ -159,8 +159,13 @@ class TestCommands:
         start = launch(model_source="s3://weights/llama", args=("--max-model-len", "8192"))
         assert engine("vllm").command(start) == [
             *("vllm", "serve", "s3://weights/llama", "--served-model-name", MODEL),
-            *("--host", "10.0.0.7", "--port", "8000", "--max-model-len", "8192"),
+            *("--host", "10.0.0.7", "--port", "8000", "--load-format", "runai_streamer", "--max-model-len", "8192"),
         ]
+
+    def test_vllm_loads_as_it_is_told(self) -> None:
+        told = launch(model_source="s3://weights/llama", args=("--load-format", "safetensors"))
+        assert engine("vllm").command(told).count("--load-format") == 1
+        assert "--load-format" not in engine("vllm").command(launch())
 
     def test_sglang_has_its_metrics_on(self) -> None:
         command = engine("sglang").command(launch(python="/usr/bin/python3"))

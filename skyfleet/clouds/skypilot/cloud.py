@@ -48,7 +48,7 @@ class SkyPilotCloud:
     """
 
     backend = BACKEND
-    engines: tuple[str, ...] = ("vllm", "sglang", "command", "echo")
+    engines: tuple[str, ...] = ("vllm", "command", "echo")
 
     def __init__(
         self, server: SkyPilotServer, names: Names, node: NodeDefaults, *, settle_s: float, throttle_s: float
