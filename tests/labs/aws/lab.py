@@ -11,14 +11,10 @@ servers run below a guard, which kills them and all that they started when they 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import secrets
 import shutil
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,22 +23,16 @@ from typing import Any, Final
 import httpx
 from pydantic import TypeAdapter
 
-from skyfleet.agent.processes import descendants, die_with_parent
+from skyfleet.agent.processes import descendants
+from tests.labs.api_server import PATH, PROGRAMS, ApiServer, Guarded
 from tests.labs.aws import catalog, runtime
 from tests.labs.aws.records import Call, Fault, Instance, Market, Preemption, Rule
 from tests.postgres import free_port
-from tests.waiting import eventually
 
 ROOT: Final = Path(__file__).parents[3]
-#: SkyPilot runs these, and does not start a launch without them.
-PROGRAMS: Final = ("ssh", "ssh-keygen", "rsync", "pkill")
 MACHINE_PROGRAMS: Final = ("ip", "sshd", "curl")
 #: In a private box, its address on its machines' network.
 BOX: Final = "SKYFLEET_LAB_BOX"
-_PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-_SKY: Final = Path(sys.executable).parent / "sky"
-_START_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 20.0
 
 _CALLS: Final = TypeAdapter(list[Call])
 _INSTANCES: Final = TypeAdapter(list[Instance])
@@ -52,7 +42,7 @@ _RULES: Final = TypeAdapter(list[Rule])
 def missing(*, machines: bool = False) -> str | None:
     """Why a lab cannot be had here, with or without machines; None if it can."""
     programs = [*PROGRAMS, *(MACHINE_PROGRAMS if machines else ())]
-    absent = [program for program in programs if shutil.which(program, path=_PATH) is None]
+    absent = [program for program in programs if shutil.which(program, path=PATH) is None]
     if absent:
         return f"SkyPilot's AWS lab needs {', '.join(absent)}: see `make debian-packages`, `make test-slow`"
     if machines and BOX not in os.environ:
@@ -89,23 +79,21 @@ class AwsLab:
     def __init__(self, folder: Path, *, machines: bool = False) -> None:
         self.folder = folder
         self._with_machines = machines
-        self.home = folder / "home"
-        self._user_id = secrets.token_hex(4)
         self._cloud_port = free_port()
-        self._server_port = free_port()
-        self._cloud: _Guarded | None = None
-        self._server: _Guarded | None = None
+        self._cloud: Guarded | None = None
+        self._server = ApiServer(folder, {"AWS_ENDPOINT_URL": self._cloud_url, "AWS_EC2_METADATA_DISABLED": "true"})
+        self.home = self._server.home
         self._http = httpx.AsyncClient(trust_env=False, timeout=30)
 
     @property
     def endpoint(self) -> str:
         """The address of SkyPilot's API server."""
-        return f"http://127.0.0.1:{self._server_port}"
+        return self._server.endpoint
 
     @property
     def env(self) -> dict[str, str]:
         """The environment of a process that asks this lab's SkyPilot: everything that it needs, and nothing of ours."""
-        return {**self._server_env(), "SKYPILOT_API_SERVER_ENDPOINT": self.endpoint}
+        return self._server.env
 
     @property
     def host_address(self) -> str:
@@ -118,9 +106,9 @@ class AwsLab:
         cloud = [sys.executable, "-m", "tests.labs.aws.cloud", "--port", str(self._cloud_port)]
         if self._with_machines:
             cloud += ["--machines", str(self.folder / "machines")]
-        self._cloud = _Guarded(cloud, {**os.environ}, self.folder / "cloud.log", ROOT)
+        self._cloud = Guarded(cloud, {**os.environ}, self.folder / "cloud.log", ROOT)
         await self.start_api_server()
-        await self._until(self._cloud, f"{self._cloud_url}/_lab/instances")
+        await self._cloud.until_answers(f"{self._cloud_url}/_lab/instances")
         await self.sky("check", "aws")
 
     async def stop(self) -> None:
@@ -133,19 +121,15 @@ class AwsLab:
 
     async def start_api_server(self) -> None:
         """Start SkyPilot's API server, with the records that an earlier one left; returns when it answers."""
-        command = [str(_SKY), "api", "start", "--foreground"]
-        self._server = _Guarded(command, self._server_env(), self.folder / "skypilot.log", self.home)
-        await self._until(self._server, f"{self.endpoint}/api/health")
+        await self._server.start()
 
     async def kill_api_server(self) -> None:
         """SIGKILL to the API server and all of its processes, as when its machine fails. Its records stay."""
-        if self._server is not None:
-            await self._server.kill()
-            self._server = None
+        await self._server.kill()
 
     def api_server_processes(self) -> list[int]:
         """Ids of the API server's processes, its executors and theirs; empty when it does not run."""
-        return descendants(self._server.pid) if self._server is not None else []
+        return self._server.processes()
 
     def machine_processes(self) -> list[int]:
         """Ids of the processes of all machines that are on."""
@@ -153,21 +137,7 @@ class AwsLab:
 
     async def sky(self, *arguments: str) -> str:
         """Run SkyPilot's command line; its output. Raises CalledProcessError when it fails."""
-        command = [str(_SKY), *arguments]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=self.env,
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,
-        )
-        output, _ = await process.communicate()
-        assert process.returncode is not None
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command, output.decode())
-        return output.decode()
+        return await self._server.sky(*arguments)
 
     async def fault(
         self,
@@ -246,70 +216,6 @@ class AwsLab:
         (self.home / ".aws" / "config").write_text(f"[default]\nregion = {next(iter(catalog.REGIONS))}\n")
         keys = "aws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = secret-of-the-lab\n"
         (self.home / ".aws" / "credentials").write_text(f"[default]\n{keys}")
-        (self.folder / "tmp").mkdir()
-
-    def _server_env(self) -> dict[str, str]:
-        search = [str(Path(sys.executable).parent), _PATH]
-        return {
-            "HOME": str(self.home),
-            "PATH": os.pathsep.join(search),
-            "TMPDIR": str(self.folder / "tmp"),
-            "LANG": "C.UTF-8",
-            "AWS_ENDPOINT_URL": self._cloud_url,
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "SKYPILOT_API_SERVER_LOCAL_PORT": str(self._server_port),
-            "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
-            # Of the machine's user and name otherwise, so that two labs would share what lies in /tmp under it.
-            "SKYPILOT_USER_ID": self._user_id,
-            # SkyPilot makes a wheel of itself for its machines: with the setuptools that is here, nothing downloaded.
-            # (pip turns this variable round: 0 is no isolation.)
-            "PIP_NO_BUILD_ISOLATION": "0",
-            "PIP_NO_INDEX": "1",
-            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            "NO_PROXY": "*",
-        }
-
-    async def _until(self, process: _Guarded, url: str) -> None:
-        async def answers() -> bool:
-            if not process.running:
-                raise RuntimeError(f"{process.log} ends: {process.log.read_text(errors='replace')[-2000:]}")
-            with contextlib.suppress(httpx.HTTPError):
-                return (await self._http.get(url)).is_success
-            return False
-
-        await eventually(answers, timeout_s=_START_SECONDS, what=f"an answer of {url}, see {process.log}:")
-
-
-class _Guarded:
-    """A command below `skyfleet.agent.guard`, whose pipe we hold: the guard kills all below it when the pipe closes."""
-
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path) -> None:
-        self.log = log
-        guard = [sys.executable, "-m", "skyfleet.agent.guard", "--grace-s", str(_STOP_SECONDS), "--", *command]
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                guard,
-                env=env,
-                cwd=cwd,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def running(self) -> bool:
-        return self._process.poll() is None
-
-    async def kill(self) -> None:
-        """Returns when nothing of it is left."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        await asyncio.to_thread(self._process.wait, _STOP_SECONDS)
 
 
 @asynccontextmanager
