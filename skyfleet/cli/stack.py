@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CloudKind(StrEnum):
-    """What the stack launches on."""
+    """What the stack launches on: one or the other, for the sandbox sells under the real clouds' names."""
 
     LOCAL = "local"  # the sandbox, on this machine
     SKYPILOT = "skypilot"  # real clouds
@@ -57,9 +57,8 @@ def up(
         int | None, typer.Option(min=1, max=65535, help="Port of the API; 8080, or a free one, if left out.")
     ] = None,
     cloud: Annotated[
-        list[CloudKind] | None,
-        typer.Option(help="What to launch on; repeatable. local: the sandbox. skypilot: real clouds. [default: local]"),
-    ] = None,
+        CloudKind, typer.Option(help="What to launch on. local: the sandbox. skypilot: real clouds.")
+    ] = CloudKind.LOCAL,
     cloud_config: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="TOML file that describes the local cloud.")
     ] = None,
@@ -79,18 +78,17 @@ def up(
     from skyfleet.client import data_folder
     from skyfleet.stack.embedded import EmbeddedStack, StackOptions
 
-    clouds = set(cloud or [CloudKind.LOCAL])
     options = StackOptions(
         host=host,
         public_url=public_url,
-        local_cloud=CloudKind.LOCAL in clouds,
-        skypilot=CloudKind.SKYPILOT in clouds,
+        local_cloud=cloud is CloudKind.LOCAL,
+        skypilot=cloud is CloudKind.SKYPILOT,
         ports={} if api_port is None else {"api": api_port},
         cloud_config=None if cloud_config is None else cloud_config.absolute(),
         dashboard=dashboard,
         copy_logs=verbose,
         # SkyPilot's server takes its time, and the first look at a cloud fetches its catalog.
-        start_timeout_s=300.0 if CloudKind.SKYPILOT in clouds else 120.0,
+        start_timeout_s=300.0 if cloud is CloudKind.SKYPILOT else 120.0,
     )
     report = _Report(as_json=as_json)
     stack = EmbeddedStack(data or session().data or data_folder(), options, notify=report.notice)
