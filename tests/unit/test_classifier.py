@@ -348,3 +348,17 @@ def test_what_was_asked_for_fills_in_what_the_cloud_left_unsaid() -> None:
     assert any("on-demand" in step for step in error.next_steps)
     plain = classify("oci", "Out of host capacity.")
     assert (error.kind, error.scope, error.retryable) == (plain.kind, plain.scope, plain.retryable)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "An error occurred (InvalidPermission.Duplicate) when calling the AuthorizeSecurityGroupIngress operation: the "
+        'specified rule "peer: 0.0.0.0/0, TCP, from port: 8000, to port: 8000, ALLOW" already exists',
+        "An error occurred (InvalidGroup.Duplicate) when calling the CreateSecurityGroup operation: The security group "
+        "'sky-sg-skyfleet' already exists for VPC 'vpc-1'",
+    ],
+)
+def test_a_firewall_that_another_launch_made_first_is_no_fault_of_anybodys(said: str) -> None:
+    error = classify("aws", said)
+    assert (error.kind, error.retryable) == (ErrorKind.TRANSIENT, True)

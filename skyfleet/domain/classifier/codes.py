@@ -90,6 +90,8 @@ AWS = _table(
         InvalidNetworkInterface.InUse ConcurrentTagAccess OperationInProgress""",
         Verdict(TRANSIENT, REGION),
     ),
+    # Two launches set up the region's firewall at once, and the other one was first: seen with SkyPilot on the AWS lab.
+    ("InvalidGroup.Duplicate InvalidPermission.Duplicate", Verdict(TRANSIENT, REGION)),
     (
         """InvalidClientTokenId AuthFailure ExpiredToken ExpiredTokenException RequestExpired TokenRefreshRequired
         SignatureDoesNotMatch IncompleteSignature IncompleteSignatureException InvalidSignatureException
@@ -119,7 +121,7 @@ AWS = _table(
     (
         """InvalidSubnetID.NotFound InvalidSubnet InvalidSubnet.Conflict InvalidSubnetID.Malformed
         InvalidKeyPair.NotFound InvalidKeyPair.Duplicate InvalidKeyPair.Format InvalidGroup.NotFound
-        InvalidGroup.Duplicate InvalidGroupId.Malformed InvalidSecurityGroupID.NotFound
+        InvalidGroupId.Malformed InvalidSecurityGroupID.NotFound
         InvalidSecurityGroup.NotFound InvalidVpcID.NotFound InvalidSnapshot.NotFound
         InvalidSnapshotID.Malformed InvalidLaunchTemplateId.NotFound InvalidLaunchTemplateName.NotFoundException
         InvalidLaunchTemplateId.VersionNotFound InvalidPlacementGroup.Unknown InvalidPlacementGroupId.Malformed
@@ -127,7 +129,7 @@ AWS = _table(
         InvalidInstanceType InvalidInput InvalidHostID InvalidZone.NotFound InvalidAvailabilityZone InvalidRegion
         VPCIdNotSpecified DefaultVpcDoesNotExist DefaultSubnetDoesNotExistInAZ MissingInput NoSuchVpc
         UnsupportedOperation UnsupportedOperationException UnsupportedHostConfiguration UnsupportedTenancy
-        OperationNotPermitted InvalidPermission.Duplicate InvalidPermission.NotFound InvalidPermission.Malformed
+        OperationNotPermitted InvalidPermission.NotFound InvalidPermission.Malformed
         InvalidAllocationID.NotFound InvalidAddress.NotFound InvalidInterface.IpAddressLimitExceeded
         InvalidKMSKey.InvalidState InvalidKmsKeyId KMSKeyNotAccessibleFault Client.InternalError
         Client.InvalidParameterValue EncryptedVolumesNotSupported InvalidSpotFleetRequestConfig

@@ -5,6 +5,8 @@ The lab has no machines here: a launch that EC2 accepted waits for SSH until it 
 
 from __future__ import annotations
 
+import pytest
+
 from skyfleet.domain.states import LaunchStatus
 from tests.labs.aws.lab import AwsLab
 from tests.labs.aws.records import Instance
@@ -70,6 +72,7 @@ async def test_a_lost_reply_makes_no_second_machine(real: RunningStack, aws_lab:
     await cancelled(real, aws_lab, job_id)
 
 
+@pytest.mark.slow
 async def test_skypilots_server_is_killed_while_ec2_is_being_asked(real: RunningStack, aws_lab: AwsLab) -> None:
     """Its launch is forgotten and its record says INIT; the next create finds the machine that came of it."""
     await aws_lab.fault(delay_after_s=3, times=1)
@@ -82,6 +85,7 @@ async def test_skypilots_server_is_killed_while_ec2_is_being_asked(real: Running
     await cancelled(real, aws_lab, job_id)
 
 
+@pytest.mark.slow
 async def test_a_cancel_while_skypilots_server_is_away(real: RunningStack, aws_lab: AwsLab) -> None:
     job_id = await real.launch("g5.xlarge")
     await launched(real, job_id)
@@ -92,6 +96,7 @@ async def test_a_cancel_while_skypilots_server_is_away(real: RunningStack, aws_l
     assert await aws_lab.running() == []
 
 
+@pytest.mark.slow
 async def test_a_worker_that_is_killed_finds_its_machine_again(real: RunningStack, aws_lab: AwsLab) -> None:
     job_id = await real.launch("g5.xlarge")
     await launched(real, job_id)
@@ -102,6 +107,7 @@ async def test_a_worker_that_is_killed_finds_its_machine_again(real: RunningStac
     assert len(await ours(aws_lab, job_id)) == 1
 
 
+@pytest.mark.slow
 async def test_a_machine_that_is_taken_while_it_comes_up(real: RunningStack, aws_lab: AwsLab) -> None:
     job_id = await real.launch(
         "g5.xlarge", use_spot=True, max_attempts=1, deadlines={"provision_seconds": 15, "registration_seconds": 60}
@@ -115,6 +121,7 @@ async def test_a_machine_that_is_taken_while_it_comes_up(real: RunningStack, aws
     assert "sf-" not in await aws_lab.sky("status")
 
 
+@pytest.mark.slow
 async def test_a_machine_that_no_launch_claims_is_ended(real: RunningStack, aws_lab: AwsLab) -> None:
     """The database was restored from yesterday: the label says that the machine is ours, and nothing knows it."""
     task = aws_lab.home / "stray.yaml"
