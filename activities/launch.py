@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from temporalio import activity
@@ -28,7 +29,7 @@ from skyfleet.domain.offers import Offer
 from skyfleet.domain.planner import Plan, plan
 from skyfleet.domain.states import AttemptState, LaunchStage, NodeStatus
 
-#: Offers change seldom; a burst of launches reads them once in this time.
+#: Offers change seldom; a burst of launches looks once in this time whether they did.
 _CATALOG_SECONDS = 2.0
 
 
@@ -41,7 +42,9 @@ class LaunchActivities(LaunchSteps):
         self._models: set[str] = set()
         self._offers: list[Offer] = []
         self._engines: dict[str, str] = {}  # by backend: what it runs unless asked otherwise
+        self._version: tuple[str, ...] | None = None
         self._read_at = float("-inf")
+        self._reading = asyncio.Lock()  # a burst reads it once
 
     @activity.defn
     async def validate_launch(self, request: m.ValidateInput) -> m.ValidateResult:
@@ -242,13 +245,17 @@ class LaunchActivities(LaunchSteps):
         return m.Done()
 
     async def _catalog(self, session: Session) -> list[Offer]:
-        if time.monotonic() - self._read_at > _CATALOG_SECONDS:
-            catalog = CatalogRepository(session)
-            self._models = await ModelRepository(session).ids()
-            self._offers = await catalog.offers()
-            self._engines = {row.name: row.engines[0] for row in await catalog.backends() if row.engines}
-            self._read_at = time.monotonic()
-        return self._offers
+        async with self._reading:
+            if time.monotonic() - self._read_at > _CATALOG_SECONDS:
+                catalog = CatalogRepository(session)
+                version = await catalog.fingerprint()
+                if version != self._version:
+                    self._models = await ModelRepository(session).ids()
+                    self._offers = await catalog.offers()
+                    self._engines = {row.name: row.engines[0] for row in await catalog.backends() if row.engines}
+                    self._version = version
+                self._read_at = time.monotonic()
+            return self._offers
 
     async def _default_engine(self, session: Session, backend: str) -> str | None:
         await self._catalog(session)

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 #: An intent younger than this is still on its way by the ordinary path.
 _GRACE = timedelta(seconds=5)
+#: Where a backend may buy changes when a person gives it credentials, and to check it can mean to ask every cloud.
+_ACCESS_FRESH = timedelta(minutes=10)
 
 
 class IntentDelivery(Protocol):
@@ -147,8 +149,13 @@ class SweepActivities(SweepSteps):
 
     @activity.defn
     async def refresh_catalog(self, request: m.SweepInput) -> m.SweepResult:
-        """Read every cloud's offers; one that does not answer keeps what was known of it, with the error beside it."""
-        return m.SweepResult(offers=0 if request.dry_run else await refresh_catalog(self._database, self._clouds))
+        """Read every cloud's offers; one that does not answer keeps what was known of it, with the error beside it.
+
+        Where each may buy is checked as well when that was long ago, or is asked for.
+        """
+        if request.dry_run:
+            return m.SweepResult()
+        return m.SweepResult(offers=await refresh_catalog(self._database, self._clouds, recheck=request.recheck))
 
 
 async def _there(cloud: Cloud, name: str) -> bool:
@@ -156,10 +163,14 @@ async def _there(cloud: Cloud, name: str) -> bool:
     return machine is not None and machine.state is not InstanceState.TERMINATED
 
 
-async def refresh_catalog(database: Database, clouds: Mapping[str, Cloud]) -> int:
-    """Bring the catalog tables up to date with the clouds; how many offers there are now."""
+async def refresh_catalog(database: Database, clouds: Mapping[str, Cloud], *, recheck: bool = False) -> int:
+    """Bring the catalog tables up to date with the clouds; how many offers there are now.
+
+    With `recheck` each backend checks first where it may buy, however lately it did.
+    """
     count = 0
     for name, cloud in clouds.items():
+        await _check_access(database, name, cloud, recheck)
         try:
             offers = await cloud.offers()
         except (CloudError, CloudUnreachable) as failure:
@@ -172,19 +183,29 @@ async def refresh_catalog(database: Database, clouds: Mapping[str, Cloud]) -> in
                 await catalog.put_backend(row)
             continue
         count += len(offers)
+        backend = BackendRow(
+            name=name,
+            engines=list(cloud.engines),
+            sandbox=bool(offers) and all(offer.sandbox for offer in offers),
+            synced_at=utcnow(),
+        )
         async with database.transaction() as session:
-            catalog = CatalogRepository(session)
-            backend = BackendRow(
-                name=name,
-                engines=list(cloud.engines),
-                sandbox=all(offer.sandbox for offer in offers),
-                synced_at=utcnow(),
-            )
-            ordered = sorted(offers, key=lambda offer: offer.key)
-            if ordered == [offer for offer in await catalog.offers() if offer.backend == name]:
-                await catalog.put_backend(backend)
-            else:
-                await catalog.replace(backend, ordered)
+            await CatalogRepository(session).replace(backend, offers)
     async with database.transaction() as session:
         await CatalogRepository(session).keep_backends(list(clouds))
     return count
+
+
+async def _check_access(database: Database, backend: str, cloud: Cloud, recheck: bool) -> None:
+    """Write down where the backend may buy, if that is due. One that does not answer keeps what was known of it."""
+    async with database.transaction() as session:
+        known = [row for row in await CatalogRepository(session).access() if row.backend == backend]
+    if known and not recheck and min(row.checked_at for row in known) > utcnow() - _ACCESS_FRESH:
+        return
+    try:
+        access = await cloud.access()
+    except (CloudError, CloudUnreachable) as failure:
+        _log.warning("where %s may buy could not be checked: %s", backend, failure)
+        return
+    async with database.transaction() as session:
+        await CatalogRepository(session).replace_access(backend, access)

@@ -290,6 +290,7 @@ class BackendRow(SQLModel, table=True):
     engines: list[str] = Field(default_factory=list, sa_column=_json(default="'[]'::jsonb"))  # default first
     sandbox: bool = False
     synced_at: datetime | None = Field(default=None, sa_column=_time())
+    offers_digest: str | None = None  # of its offers as written: tells whether there is anything to write or to read
     error: str | None = None
 
 

@@ -293,9 +293,10 @@ class MarkNodeInput(BaseModel):
 
 
 class SweepInput(BaseModel):
-    """One run of the sweep."""
+    """One run of the sweep. `recheck`: where the clouds may be bought at too, however lately that was checked."""
 
     dry_run: bool = False
+    recheck: bool = False
 
 
 class SweepResult(BaseModel):

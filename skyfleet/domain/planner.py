@@ -6,6 +6,7 @@ A pure function of its arguments; equal arguments give equal plans, whatever the
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -101,10 +102,9 @@ class Reason(StrEnum):
     REFUSED = "refused_recently"
 
 
-class Exclusion(BaseModel):
-    """An offer that was left out, and why, in words."""
-
-    model_config = ConfigDict(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """An offer that was left out, and why, in words. One is made for nearly every offer there is."""
 
     offer: Offer
     reason: Reason

@@ -37,11 +37,19 @@ async def test_offers_are_complete_and_unique(under_test: CloudUnderTest) -> Non
     assert len({offer.key for offer in offers}) == len(offers)
     for offer in offers:
         assert offer.backend == under_test.cloud.backend
-        assert offer.hourly_price > 0
+        assert offer.hourly_price >= 0  # a cluster of one's own costs nothing
         assert offer.vcpus > 0
         assert offer.memory_gb > 0
         assert (offer.gpu is None) == (offer.gpu_count == 0) == (offer.gpu_memory_gb == 0)
     assert under_test.cloud.engines
+
+
+async def test_every_cloud_that_sells_is_enabled(under_test: CloudUnderTest) -> None:
+    access = await under_test.cloud.access()
+    enabled = {one.cloud for one in access if one.enabled}
+    assert {offer.cloud for offer in await under_test.cloud.offers()} <= enabled
+    assert len({one.cloud for one in access}) == len(access)
+    assert all(one.reason for one in access if not one.enabled)
 
 
 async def test_offers_are_the_callers_own(under_test: CloudUnderTest) -> None:
@@ -189,7 +197,14 @@ async def test_no_answer_is_unreachable(under_test: CloudUnderTest) -> None:
     request = under_test.request(await first_offer(under_test), "contract-away")
     away = under_test.unreachable()
     try:
-        for ask in (away.offers(), away.create(request), away.get("a"), away.list("a"), away.terminate("a")):
+        for ask in (
+            away.offers(),
+            away.access(),
+            away.create(request),
+            away.get("a"),
+            away.list("a"),
+            away.terminate("a"),
+        ):
             with pytest.raises(CloudUnreachable):
                 await ask
         with pytest.raises(CloudUnreachable):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import Text, all_, delete, func, literal, select, text
+from sqlalchemy import Text, all_, delete, func, inspect, literal, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlmodel import col
 
@@ -22,6 +24,9 @@ from skyfleet.db.tables import (
 )
 from skyfleet.domain.offers import CloudAccess, Offer
 from skyfleet.domain.planner import Refusal
+
+#: Offers written in one statement, between which other tasks have their turn.
+_CHUNK = 2_000
 
 
 class ModelRepository(Repository):
@@ -100,19 +105,16 @@ class ModelBucketRepository(Repository):
         statement = insert(ModelBucketRow).values(**values)
         await self.session.execute(statement.on_conflict_do_update(index_elements=["url"], set_=values))
 
-    async def now(self) -> datetime:
-        """The database's time, which is the same for all processes."""
-        now: datetime = (await self.session.execute(select(func.clock_timestamp()))).scalar_one()
-        return now
-
 
 class CatalogRepository(Repository):
     """What the configured clouds sell."""
 
     async def offers(self) -> list[Offer]:
-        """All offers, by key."""
-        rows = (await self.session.execute(select(OfferRow).order_by(col(OfferRow.key)))).scalars().all()
-        return [Offer.model_validate(row.model_dump(exclude={"key"})) for row in rows]
+        """All offers."""
+        # Rows, not entities, and out of the loop's way: there can be tens of thousands.
+        columns = [column for column in inspect(OfferRow).columns if column.name != "key"]
+        rows = (await self.session.execute(select(*columns))).mappings().all()
+        return await asyncio.to_thread(lambda: [Offer.model_validate(row) for row in rows])
 
     async def backends(self) -> Sequence[BackendRow]:
         """The configured backends."""
@@ -123,17 +125,22 @@ class CatalogRepository(Repository):
         statement = text("""
             SELECT
               (SELECT count(*) || ':' || coalesce(sum(hashtextextended(m::text, 0)::numeric), 0) FROM models m),
-              (SELECT count(*) || ':' || coalesce(sum(hashtextextended(o::text, 0)::numeric), 0) FROM offers o),
-              (SELECT count(*) || ':' || coalesce(sum(
-                 hashtextextended(ROW(b.name, b.engines, b.sandbox, b.error)::text, 0)::numeric), 0) FROM backends b)
+              (SELECT count(*) || ':' || coalesce(sum(hashtextextended(
+                 ROW(b.name, b.engines, b.sandbox, b.error, b.offers_digest)::text, 0)::numeric), 0) FROM backends b)
         """)
         return tuple((await self.session.execute(statement)).one())
 
     async def replace(self, backend: BackendRow, offers: Sequence[Offer]) -> None:
-        """Replace all offers of one backend."""
-        await self.session.execute(delete(OfferRow).where(col(OfferRow.backend) == backend.name))
-        if offers:
-            await self.session.execute(insert(OfferRow), [{"key": offer.key, **offer.model_dump()} for offer in offers])
+        """Make these all the offers of one backend; nothing is written but the backend if they are already."""
+        # One writer at a time: two that delete and insert would meet in the middle.
+        await self.session.execute(select(func.pg_advisory_xact_lock(_OFFERS_LOCK)))
+        backend.offers_digest = await asyncio.to_thread(_digest, offers)
+        digest = select(col(BackendRow.offers_digest)).where(col(BackendRow.name) == backend.name)
+        if (await self.session.execute(digest)).scalar() != backend.offers_digest:
+            await self.session.execute(delete(OfferRow).where(col(OfferRow.backend) == backend.name))
+            for start in range(0, len(offers), _CHUNK):
+                rows = [{"key": offer.key, **offer.model_dump()} for offer in offers[start : start + _CHUNK]]
+                await self.session.execute(insert(OfferRow), rows)
         await self.put_backend(backend)
 
     async def put_backend(self, backend: BackendRow) -> None:
@@ -157,12 +164,25 @@ class CatalogRepository(Repository):
         """Write down what a backend has just found out about its clouds, in place of all that it found before."""
         await self.session.execute(select(func.pg_advisory_xact_lock(_OFFERS_LOCK)))
         await self.session.execute(delete(CloudAccessRow).where(col(CloudAccessRow.backend) == backend))
-        now = utcnow()
-        self.session.add_all(CloudAccessRow(backend=backend, checked_at=now, **one.model_dump()) for one in access)
+        if access:
+            # The database's time: it is compared with that of a request to check.
+            now = await self.now()
+            rows = [{"backend": backend, "checked_at": now, **one.model_dump()} for one in access]
+            await self.session.execute(insert(CloudAccessRow), rows)
 
 
 #: Key of the advisory lock that the writers of offers take: any number, the same for all.
 _OFFERS_LOCK = 0x0FFE25
+
+
+def _digest(offers: Sequence[Offer]) -> str:
+    """The same for the same offers, in whatever order."""
+    lines = sorted(
+        f"{offer.key} {offer.hourly_price:f} {offer.gpu_count} {offer.gpu} {offer.gpu_memory_gb:g} {offer.vcpus} "
+        f"{offer.memory_gb:g} {offer.sandbox}"
+        for offer in offers
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class AgentBundleRepository(Repository):

@@ -46,6 +46,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("url"),
     )
+    op.add_column("backends", sa.Column("offers_digest", AutoString(), nullable=True))
     op.add_column("models", sa.Column("dtype", AutoString(), nullable=True))
     op.add_column("models", sa.Column("weights_gb", sa.Float(), nullable=True))
     op.add_column("models", sa.Column("vram_estimate", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
@@ -55,6 +56,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for name in ("fingerprint", "vram_estimate", "weights_gb", "dtype"):
         op.drop_column("models", name)
+    op.drop_column("backends", "offers_digest")
     op.drop_table("model_buckets")
     op.drop_index(op.f("ix_given_up_names_at"), table_name="given_up_names")
     op.drop_table("given_up_names")
