@@ -126,7 +126,7 @@ async def test_a_machine_that_no_launch_claims_is_ended(real: RunningStack, aws_
     """The database was restored from yesterday: the label says that the machine is ours, and nothing knows it."""
     task = aws_lab.home / "stray.yaml"
     task.write_text(
-        "resources: {infra: aws/us-east-2, instance_type: g5.xlarge, labels: {skyfleet-owner: skyfleet}}\nrun: true\n"
+        "resources: {infra: aws/us-east-2, instance_type: g5.xlarge, labels: {skyfleet-owner: skyfleet}}\nrun: echo\n"
     )
     await aws_lab.sky("launch", "--cluster", "sf-of-yesterday-1", "--yes", "--async", str(task))
 
