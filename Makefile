@@ -62,8 +62,9 @@ test-slow: install debian-packages ## The slow tests: a real llama.cpp on the lo
 	@command -v c++ >/dev/null || scripts/debian-packages.sh g++
 	PYTHON=$(BIN)/python bash tests/slow/install_llama_cpp.sh $(LLAMA)
 	LLAMA_SERVER=$(LLAMA)/bin/llama-server $(BIN)/python -m pytest -m "slow and not lab" $(ARGS) $(NONE_IS_FINE)
-	scripts/debian-packages.sh --optional curl iproute2 openssh-server
+	scripts/debian-packages.sh --optional curl iproute2 munge openssh-server slurm-wlm
 	$(BIN)/python -m tests.labs.aws.runtime
+	$(BIN)/python -m tests.labs.slurm.runtime
 	tests/labs/box.sh $(BIN)/python -m pytest -m lab $(ARGS) $(NONE_IS_FINE)
 
 .PHONY: demo

@@ -13,3 +13,4 @@ python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["bu
   uv pip compile "${flags[@]}" - -c requirements/dev.txt -o requirements/build.txt "$@"
 # What the labs' machines have: SkyPilot's choice of Python, and versions that need not be ours.
 uv pip compile --python-platform linux --python-version 3.10 "${pins[@]}" requirements/lab-vm.in -o requirements/lab-vm.txt "$@"
+uv pip compile "${flags[@]}" requirements/lab-slurm.in -o requirements/lab-slurm.txt "$@"

@@ -13,7 +13,7 @@ from skyfleet.exit import leave
 from tests.postgres import TestServer, running_postgres
 
 #: Fixtures that several folders use and that are long enough for a file of their own.
-pytest_plugins = ("tests.labs.aws.fixtures",)
+pytest_plugins = ("tests.labs.aws.fixtures", "tests.labs.slurm.fixtures")
 
 _STATUS = pytest.StashKey[int]()
 

@@ -37,9 +37,12 @@ def test_a_lock_holds_pinned_hashed_names_and_no_address(lock: str) -> None:
     assert " @ " not in LOCKS[lock]
 
 
-LAB_VM = [
-    line for line in (ROOT / "requirements" / "lab-vm.in").read_text().splitlines() if line and not line.startswith("#")
-]
+def listed(name: str) -> list[str]:
+    """The requirements in a file that one is compiled from."""
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 CORE = PROJECT["project"]["dependencies"]
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 
@@ -51,7 +54,8 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
         ("skypilot.txt", [*CORE, *EXTRAS["skypilot"]]),
         ("dev.txt", [*CORE, *EXTRAS["skypilot"], *EXTRAS["dev"]]),
         ("build.txt", PROJECT["build-system"]["requires"]),
-        ("lab-vm.txt", LAB_VM),
+        ("lab-vm.txt", listed("lab-vm.in")),
+        ("lab-slurm.txt", listed("lab-slurm.in")),
     ],
 )
 def test_a_lock_satisfies_what_the_project_asks_for(lock: str, wanted: list[str]) -> None:

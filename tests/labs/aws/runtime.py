@@ -7,17 +7,15 @@ It holds requirements/lab-vm.txt and is made once for each version of that file,
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
 import uv
+
+from tests.labs import cache
 
 LOCK: Final = Path(__file__).parents[3] / "requirements" / "lab-vm.txt"
 #: SkyPilot's names for the two environments of a machine: its own, and the one that tasks run in.
@@ -31,26 +29,15 @@ class NoRuntime(Exception):
 
 def folder() -> Path:
     """Where it is, or would be."""
-    cache = Path(os.environ.get("SKYFLEET_LAB_CACHE", "/var/tmp/skyfleet-lab"))
-    return cache / f"home-{hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]}"
+    return cache.place("home", LOCK)
 
 
 def build() -> Path:
-    """Make it unless it is there; its folder. A second builder waits for the first.
+    """Make it unless it is there; its folder.
 
     Raises NoRuntime, or CalledProcessError when an installation fails.
     """
-    home = folder()
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with (home.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not home.exists():
-            with tempfile.TemporaryDirectory(
-                prefix="building-", dir=home.parent, ignore_cleanup_errors=True
-            ) as partial:
-                _fill(Path(partial) / "home")
-                (Path(partial) / "home").rename(home)
-    return home
+    return cache.make(folder(), _fill)
 
 
 def python310() -> str:
@@ -67,15 +54,10 @@ def _fill(home: Path) -> None:
     own = home / ".local" / "bin" / "uv"
     own.parent.mkdir(parents=True)
     shutil.copy(tool, own)
-    _uv("venv", "--seed", "--relocatable", "--python", python310(), str(home / SKYPILOT_ENV))
+    cache.run_uv("venv", "--seed", "--relocatable", "--python", python310(), str(home / SKYPILOT_ENV))
     where = ("--python", str(home / SKYPILOT_ENV / "bin" / "python"))
-    _uv("pip", "install", *where, "--require-hashes", "--compile-bytecode", "--requirements", str(LOCK))
-    _uv("venv", "--seed", "--relocatable", "--python", "/usr/bin/python3", str(home / USER_ENV))
-
-
-def _uv(*arguments: str) -> None:
-    environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_LINK_MODE": "copy"}
-    subprocess.run([uv.find_uv_bin(), "--quiet", *arguments], env=environment, stdin=subprocess.DEVNULL, check=True)
+    cache.run_uv("pip", "install", *where, "--require-hashes", "--compile-bytecode", "--requirements", str(LOCK))
+    cache.run_uv("venv", "--seed", "--relocatable", "--python", "/usr/bin/python3", str(home / USER_ENV))
 
 
 if __name__ == "__main__":
