@@ -7,12 +7,15 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cached_property
 from typing import Any, Final
 
 from skyfleet.db.repositories import CatalogRepository, ModelRepository
 from skyfleet.db.session import Database
 from skyfleet.db.tables import BackendRow, ModelRow
 from skyfleet.domain.offers import Offer
+from skyfleet.domain.states import Market
 
 _log = logging.getLogger("skyfleet.api")
 
@@ -39,6 +42,31 @@ class Snapshot:
     def loaded(self) -> bool:
         """Whether any cloud's offers are there."""
         return bool(self.offers)
+
+    @cached_property
+    def by_price(self) -> list[Offer]:
+        """The offers, cheapest first."""
+        return sorted(self.offers, key=price_order)
+
+    def spot_saving(self, offer: Offer) -> float | None:
+        """See `OfferView.spot_saving`."""
+        if offer.market is not Market.SPOT:
+            return None
+        usual = self._on_demand.get(_machine(offer))
+        return None if not usual else round(float(1 - offer.hourly_price / usual), 4)
+
+    @cached_property
+    def _on_demand(self) -> dict[tuple[str | None, ...], Decimal]:
+        return {_machine(offer): offer.hourly_price for offer in self.offers if offer.market is Market.ON_DEMAND}
+
+
+def price_order(offer: Offer) -> tuple[Decimal, str]:
+    """Cheapest first, and always in the same order."""
+    return offer.hourly_price, offer.key
+
+
+def _machine(offer: Offer) -> tuple[str | None, ...]:
+    return offer.cloud, offer.region, offer.zone, offer.instance_type
 
 
 def names(values: Sequence[str | None] | set[str | None] | set[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from skyfleet.domain import ids, queues
@@ -17,6 +18,7 @@ from skyfleet.domain.messages import (
     NodeInput,
     NodeRegistered,
     StageReached,
+    SweepInput,
     TerminateInput,
     TerminateNode,
 )
@@ -68,6 +70,9 @@ class Workflows(Protocol):
 
     async def refresh_models(self, *, timeout_s: float) -> None:
         """Have the model bucket read, after the reading that is under way. Raises `NoSuchWorkflow`: there is none."""
+
+    async def recheck_clouds(self, asked_at: datetime, *, timeout_s: float) -> None:
+        """Have a sweep check where machines can be bought, and read what is sold there, for the request of then."""
 
     async def check(self, *, timeout_s: float) -> None:
         """Return when Temporal serves."""
@@ -193,6 +198,21 @@ class TemporalWorkflows:
 
         async with self._talk(timeout_s) as client:
             await client.get_schedule_handle(ids.MODELS_SCHEDULE_ID).trigger(overlap=ScheduleOverlapPolicy.BUFFER_ONE)
+
+    async def recheck_clouds(self, asked_at: datetime, *, timeout_s: float) -> None:
+        """See `Workflows`."""
+        from workflows.sweep import SweepWorkflow
+
+        async with self._talk(timeout_s) as client:
+            # A run of its own for each request: one that is under way may have looked before this was asked.
+            await client.start_workflow(
+                SweepWorkflow.run,
+                SweepInput(recheck=True),
+                id=ids.recheck_workflow_id(asked_at),
+                task_queue=queues.CONTROL,
+                execution_timeout=timedelta(minutes=5),
+                static_summary="the clouds are checked because somebody asked",
+            )
 
     async def check(self, *, timeout_s: float) -> None:
         """See `Workflows`."""

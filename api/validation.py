@@ -41,14 +41,23 @@ def validate(request: LaunchRequest, snapshot: Snapshot) -> Verdict:
         *(spec.model_name, spec.provider, spec.region, spec.zone, spec.instance_type, spec.gpu, spec.market),
         *(spec.max_hourly_cost, spec.fallback.model_dump_json()),
     )
-    fitting: list[Offer] | None = snapshot.verdicts.get(shape)
-    if fitting is None:
+    places: _Places | None = snapshot.verdicts.get(shape)
+    if places is None:
         _check_names(spec, snapshot)
         fitting = _fitting(spec, snapshot)
+        places = _Places(tuple({offer.backend: None for offer in fitting}), all(offer.sandbox for offer in fitting))
         if len(snapshot.verdicts) < _VERDICTS:
-            snapshot.verdicts[shape] = fitting
-    args = _check_engine(request, fitting, snapshot)
-    return Verdict(spec.model_copy(update={"engine_args": args}), all(offer.sandbox for offer in fitting))
+            snapshot.verdicts[shape] = places
+    args = _check_engine(request, places, snapshot)
+    return Verdict(spec.model_copy(update={"engine_args": args}), places.sandbox)
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """What is remembered of the offers that a launch may try, of which there can be tens of thousands."""
+
+    backends: tuple[str, ...]  # best first
+    sandbox: bool
 
 
 def _spec(request: LaunchRequest, snapshot: Snapshot) -> LaunchSpec:
@@ -193,12 +202,12 @@ def _too_small(spec: LaunchSpec, nearest: Sequence[Exclusion], snapshot: Snapsho
     )
 
 
-def _check_engine(request: LaunchRequest, fitting: Sequence[Offer], snapshot: Snapshot) -> list[str]:
+def _check_engine(request: LaunchRequest, places: _Places, snapshot: Snapshot) -> list[str]:
     """The engine's canonical arguments, checked against its allow-list."""
     from skyfleet.engines.arguments import EngineArgumentError
     from skyfleet.engines.registry import ENGINES
 
-    backends = [snapshot.backends[name] for name in dict.fromkeys(offer.backend for offer in fitting)]
+    backends = [snapshot.backends[name] for name in places.backends]
     # A worker of another version may know engines that this API does not.
     runnable = list(dict.fromkeys(item for backend in backends for item in backend.engines if item in ENGINES))
     name = request.engine

@@ -47,6 +47,8 @@ from skyfleet.domain.views import (
     NodeList,
     OfferList,
     Problem,
+    ProviderList,
+    ProviderRefreshAccepted,
 )
 
 DEFAULT_API: Final = "http://127.0.0.1:8080"
@@ -305,22 +307,41 @@ class _Calls:
     def offers(
         *,
         model_name: str | None = None,
+        fits: bool | None = None,
         provider: str | None = None,
         region: str | None = None,
         gpu: str | None = None,
         instance_type: str | None = None,
         market: str | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
     ) -> Call[OfferList]:
-        """What the clouds sell, cheapest first; with `model_name`, whether each fits it and why not."""
+        """A page of what the clouds sell, cheapest first; with `model_name`, whether each fits it and why not.
+
+        With `fits` as well, only those that fit it, or only those that do not.
+        """
         asked = {
             "model_name": model_name,
+            "fits": None if fits is None else str(fits).lower(),
             "provider": provider,
             "region": region,
             "gpu": gpu,
             "instance_type": instance_type,
             "market": market,
+            "cursor": cursor,
+            "limit": limit,
         }
         return Call("GET", "/admin/offers", _reads(OfferList), params=asked)
+
+    @staticmethod
+    def providers() -> Call[ProviderList]:
+        """The clouds, why some are not enabled, and what the others sell by region."""
+        return Call("GET", "/admin/providers", _reads(ProviderList))
+
+    @staticmethod
+    def refresh_providers() -> Call[ProviderRefreshAccepted]:
+        """Have the clouds checked now. It is done once `checked_at` of each is not before `requested_at`."""
+        return Call("POST", "/admin/providers/refresh", _reads(ProviderRefreshAccepted))
 
     @staticmethod
     def launch(body: Mapping[str, Any] | BaseModel, idempotency_key: str | None = None) -> Call[LaunchAccepted]:
@@ -603,6 +624,8 @@ class SkyfleetClient:
     model_bucket = _blocking(_Calls.model_bucket)
     refresh_models = _blocking(_Calls.refresh_models)
     offers = _blocking(_Calls.offers)
+    providers = _blocking(_Calls.providers)
+    refresh_providers = _blocking(_Calls.refresh_providers)
     launch = _blocking(_Calls.launch)
     status = _blocking(_Calls.status)
     launches = _blocking(_Calls.launches)
@@ -704,6 +727,8 @@ class AsyncSkyfleetClient:
     model_bucket = _awaitable(_Calls.model_bucket)
     refresh_models = _awaitable(_Calls.refresh_models)
     offers = _awaitable(_Calls.offers)
+    providers = _awaitable(_Calls.providers)
+    refresh_providers = _awaitable(_Calls.refresh_providers)
     launch = _awaitable(_Calls.launch)
     status = _awaitable(_Calls.status)
     launches = _awaitable(_Calls.launches)

@@ -8,6 +8,7 @@ from skyfleet.domain.views import ModelView, OfferView
 from ui import session
 
 _TTL_S = 30
+_PAGE = 2_000  # as many as the API gives at once
 
 
 def models() -> list[ModelView]:
@@ -27,7 +28,14 @@ def _models(url: str) -> list[ModelView]:
 
 @st.cache_data(scope="session", ttl=_TTL_S, show_spinner=False, max_entries=20)
 def _offers(url: str, model_name: str) -> list[OfferView]:
-    return session.client().offers(model_name=model_name).offers
+    found: list[OfferView] = []
+    cursor: str | None = None
+    while True:
+        page = session.client().offers(model_name=model_name, cursor=cursor, limit=_PAGE)
+        found += page.offers
+        cursor = page.next
+        if cursor is None:
+            return found
 
 
 def forget() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from datetime import datetime
 
 _LAUNCH_ID = re.compile(r"launch-[0-9a-f]{8,32}")
 
@@ -48,6 +49,12 @@ def teardown_workflow_id(cluster_name: str) -> str:
 
 #: Id of the Temporal Schedule that runs `SweepWorkflow`, and the prefix of its runs.
 SWEEP_SCHEDULE_ID = "sweep"
+
+
+def recheck_workflow_id(asked_at: datetime) -> str:
+    """Id of the sweep that checks the clouds because somebody asked then."""
+    return f"recheck/{asked_at:%Y%m%dT%H%M%S.%f}"
+
 
 #: Id of the Temporal Schedule that runs `ModelRefreshWorkflow`, and the prefix of its runs.
 MODELS_SCHEDULE_ID = "models"

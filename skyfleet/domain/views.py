@@ -68,7 +68,11 @@ class ModelRefreshAccepted(BaseModel):
 
 
 class OfferView(BaseModel):
-    """One thing on sale. `fits` and `why_not` are given when the question named a model."""
+    """One thing on sale. `fits` and `why_not` are given when the question named a model.
+
+    `spot_saving` is what a spot machine saves against the same type on-demand in the same place, as a fraction of that
+    price (0.6: it costs 60 % less); None where it is not sold on-demand.
+    """
 
     cloud: str
     region: str
@@ -76,6 +80,7 @@ class OfferView(BaseModel):
     instance_type: str
     market: Market
     hourly_price: Decimal
+    spot_saving: float | None = None
     gpu: str | None
     gpu_count: int
     gpu_memory_gb: float
@@ -87,9 +92,62 @@ class OfferView(BaseModel):
 
 
 class OfferList(BaseModel):
-    """`GET /admin/offers`, cheapest first."""
+    """`GET /admin/offers`, cheapest first; pass `next` as `cursor` for the page that follows. `total`: of all pages."""
 
     offers: list[OfferView]
+    total: int
+    next: str | None = None
+
+
+class ProviderRegion(BaseModel):
+    """A region of a provider: how many offers it has, and the cheapest machine's price an hour."""
+
+    region: str
+    offers: int
+    cheapest_price: Decimal
+
+
+class ProviderView(BaseModel):
+    """A cloud. `reason` says, in the backend's words, why it is not enabled and what to do.
+
+    `checked_at` is None while the backend has not said yet whether it may buy there. `gpus` and `regions` are those
+    that it sells, `cheapest_price` is an hour of its cheapest machine.
+    """
+
+    cloud: str
+    backend: str
+    enabled: bool
+    reason: str = ""
+    checked_at: datetime | None = None
+    sandbox: bool = False
+    offers: int = 0
+    cheapest_price: Decimal | None = None
+    gpus: list[str] = []
+    regions: list[ProviderRegion] = []
+
+
+class BackendView(BaseModel):
+    """A way of buying machines. `read_at` is when its catalog was last read, `error` why that failed since."""
+
+    name: str
+    engines: list[str]
+    sandbox: bool
+    read_at: datetime | None = None
+    error: str | None = None
+
+
+class ProviderList(BaseModel):
+    """`GET /admin/providers`: the clouds by name, those that are enabled first; and what buys there."""
+
+    providers: list[ProviderView]
+    backends: list[BackendView]
+
+
+class ProviderRefreshAccepted(BaseModel):
+    """A check of the clouds was asked for: a backend's is done when its `checked_at` are not before `requested_at`."""
+
+    status: Literal["refreshing"] = "refreshing"
+    requested_at: datetime
 
 
 class LaunchAccepted(BaseModel):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -100,6 +101,10 @@ class FakeWorkflows:
     async def refresh_models(self, *, timeout_s: float) -> None:
         """Record the request."""
         self._take("refresh_models", "", None)
+
+    async def recheck_clouds(self, asked_at: datetime, *, timeout_s: float) -> None:
+        """Record the request."""
+        self._take("recheck_clouds", ids.recheck_workflow_id(asked_at), None)
 
     async def check(self, *, timeout_s: float) -> None:
         """Whether Temporal is away."""

@@ -63,6 +63,8 @@ async def test_the_admin_token_works_either_way(refusing: httpx.AsyncClient) -> 
     [
         ("GET", "/admin/models/r2", Role.VIEWER),
         ("GET", "/admin/offers", Role.VIEWER),
+        ("GET", "/admin/providers", Role.VIEWER),
+        ("POST", "/admin/providers/refresh", Role.OPERATOR),
         ("GET", "/admin/instances/launches", Role.VIEWER),
         ("GET", "/admin/nodes", Role.VIEWER),
         ("POST", "/admin/instances/launch", Role.OPERATOR),

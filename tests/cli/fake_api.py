@@ -128,6 +128,9 @@ class FakeApi:
     node_polls: int | None = None  # how often the node may be asked about before it is gone; None: it stays
     bucket: dict[str, Any] = field(default_factory=lambda: {"url": "s3://weights", "models": 3, "synced_at": NOW})
     bucket_polls: int = 0  # how often the bucket may be asked about before it is read
+    provider_polls: int = 0  # how often the clouds may be asked about before they are checked
+    on_sale: int = 1  # offers that there are
+    offers_asked: list[dict[str, str]] = field(default_factory=list)  # the questions for them
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
 
     def seen(self, method: str, path: str) -> list[dict[str, str]]:
@@ -145,7 +148,9 @@ class FakeApi:
             ("GET", "/admin/models/bucket"): self._bucket,
             ("POST", "/admin/models/refresh"): lambda: {"url": "s3://weights", "requested_at": NOW},
             ("DELETE", "/admin/models/org/model"): lambda: {"status": "deleted", "subject": "org/model"},
-            ("GET", "/admin/offers"): lambda: {"offers": [OFFER]},
+            ("GET", "/admin/offers"): self._offers,
+            ("GET", "/admin/providers"): self._providers,
+            ("POST", "/admin/providers/refresh"): lambda: {"requested_at": NOW},
             ("POST", "/admin/instances/launch"): lambda: {
                 "job_id": JOB,
                 "estimated_time": "about 90 s",
@@ -177,6 +182,8 @@ class FakeApi:
                 return StreamingResponse(
                     self._stream(int(request.headers.get("last-event-id", "0"))), media_type="text/event-stream"
                 )
+            if request.url.path == "/admin/offers":
+                self.offers_asked.append(dict(request.query_params))
             answer = handlers.get((request.method, request.url.path))
             if answer is None:
                 return problem(404, f"no {request.url.path!r}")
@@ -188,6 +195,22 @@ class FakeApi:
     def _bucket(self) -> dict[str, Any]:
         self.bucket_polls -= 1
         return {**self.bucket, "attempted_at": BEFORE if self.bucket_polls >= 0 else NOW}
+
+    def _offers(self) -> dict[str, Any]:
+        asked = self.offers_asked[-1]
+        first, size = int(asked.get("cursor", 0)), int(asked.get("limit", 500))
+        rest = range(first, self.on_sale)[:size]
+        after = first + len(rest)
+        return {
+            "offers": [OFFER for _ in rest],
+            "total": self.on_sale,
+            "next": str(after) if after < self.on_sale else None,
+        }
+
+    def _providers(self) -> dict[str, Any]:
+        self.provider_polls -= 1
+        checked = BEFORE if self.provider_polls >= 0 else NOW
+        return {"providers": [{**one, "checked_at": checked} for one in PROVIDERS], "backends": [BACKEND]}
 
     def _health(self) -> dict[str, Any]:
         parts = {"database": {"ok": True}, "temporal": {"ok": self.healthy, "detail": "" if self.healthy else "away"}}
@@ -290,6 +313,7 @@ OFFER = {
     "instance_type": "g5.xlarge",
     "market": "spot",
     "hourly_price": "0.402400",
+    "spot_saving": 0.6,
     "gpu": "A10G",
     "gpu_count": 1,
     "gpu_memory_gb": 24.0,
@@ -299,6 +323,19 @@ OFFER = {
     "fits": False,
     "why_not": "too small",
 }
+PROVIDERS: list[dict[str, Any]] = [
+    {
+        "cloud": "aws",
+        "backend": "skypilot",
+        "enabled": True,
+        "offers": 118,
+        "cheapest_price": "0.402400",
+        "gpus": ["A10G", "H100"],
+        "regions": [{"region": "us-east-1", "offers": 118, "cheapest_price": "0.402400"}],
+    },
+    {"cloud": "azure", "backend": "skypilot", "enabled": False, "reason": "no token. Run:\n  $ az login"},
+]
+BACKEND = {"name": "skypilot", "engines": ["vllm"], "sandbox": False, "error": "SkyPilot does not answer"}
 KEY = {
     "id": "abc",
     "name": "ci",

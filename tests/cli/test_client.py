@@ -82,6 +82,8 @@ def test_answers_are_typed(api: FakeApi, sky: SkyfleetClient) -> None:
     assert sky.model_estimate("org/model", sequences=64).sequences == 64
     assert sky.refresh_models().url == sky.model_bucket().url == "s3://weights"
     assert sky.offers(model_name="org/model").offers[0].market is Market.SPOT
+    assert sky.providers().providers[0].cloud == "aws"
+    assert sky.refresh_providers().status == "refreshing"
     assert sky.nodes().nodes[0].cost_per_hour == Decimal("0.4024")
     assert sky.node(NODE["node_id"]).sandbox
     assert sky.status(JOB, live=True).attempts[0].error is not None

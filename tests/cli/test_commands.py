@@ -212,7 +212,12 @@ def test_the_bar_shows_the_furthest_stage_that_was_seen_and_goes_back_for_a_new_
         (["models", "show", "org/model", "--concurrency", "64"], ["for 64 sequences of 4,096 tokens", "6.4 GB"]),
         (["models", "bucket"], ["s3://weights · 3 models"]),
         (["models", "refresh"], ["s3://weights: being read"]),
-        (["offers", "--model", "org/model"], ["g5.xlarge", "$0.4024/h", "too small", "sandbox"]),
+        (["offers", "--model", "org/model", "--all"], ["g5.xlarge", "$0.4024/h", "60%", "too small", "sandbox"]),
+        (["offers", "--gpu", "A10G"], ["g5.xlarge", "$0.4024/h", "60%", "aws/us-east-1a"]),
+        (["providers"], ["✓", "aws", "118", "$0.4024/h", "✗", "azure", "no token. Run:", "SkyPilot does not answer"]),
+        (["providers", "show", "Azure"], ["azure · not enabled", "  $ az login", "skypilot"]),
+        (["providers", "show", "aws"], ["aws · enabled", "A10G, H100", "us-east-1", "$0.4024/h"]),
+        (["providers", "refresh"], ["being checked"]),
         (["api-keys"], ["abc", "operator"]),
         (["audit"], ["launch.create", "model=org/model"]),
         (["health"], ["healthy", "sandbox"]),
@@ -275,8 +280,50 @@ def test_a_refresh_waits_until_the_bucket_is_read(api: FakeApi, sky: Sky) -> Non
     assert "NoSuchBucket" in failed.stderr
 
 
+def test_a_refresh_waits_until_the_clouds_are_checked(api: FakeApi, sky: Sky) -> None:
+    api.provider_polls = 2
+    result = sky("providers", "refresh", "--wait")
+    assert result.exit_code == 0, result.output
+    assert api.provider_polls < 0
+    assert "azure" in result.stdout
+    api.provider_polls = 1000
+    late = sky("providers", "refresh", "--wait", "--timeout", "0.1")
+    assert late.exit_code == 7
+    assert "skypilot: SkyPilot does not answer" in late.stderr
+
+
+def test_offers_for_a_model_are_those_that_it_fits(api: FakeApi, sky: Sky) -> None:
+    sky("offers", "--model", "org/model", "--provider", "aws", "--market", "spot")
+    sky("offers", "--model", "org/model", "--all")
+    sky("offers", "--gpu", "A10G")
+    limit = {"limit": "50"}
+    assert api.offers_asked == [
+        {"model_name": "org/model", "fits": "true", "provider": "aws", "market": "spot", **limit},
+        {"model_name": "org/model", **limit},
+        {"gpu": "A10G", **limit},
+    ]
+    api.on_sale = 0
+    assert "Nothing that is on sale fits org/model; --all shows why." in sky("offers", "--model", "org/model").stdout
+
+
+def test_a_table_shows_the_cheapest_and_a_script_gets_all(api: FakeApi, sky: Sky) -> None:
+    api.on_sale = 4_321
+    shown = sky("offers").stdout
+    assert shown.count("g5.xlarge") == 50
+    assert "The 50 cheapest of 4,321; narrow it down, or give --limit." in shown
+    shown = sky("offers", "--limit", "2500").stdout
+    assert shown.count("g5.xlarge") == 2_500
+    (document,) = documents(sky("offers", "--json"))
+    assert (len(document["offers"]), document["total"]) == (4_321, 4_321)
+    (document,) = documents(sky("offers", "--json", "--limit", "7"))
+    assert (len(document["offers"]), document["total"]) == (7, 4_321)
+
+
 def test_what_is_not_there_is_said(api: FakeApi, sky: Sky) -> None:
     assert sky("models", "show", "org/other").exit_code == 3
+    missing = sky("providers", "show", "nowhere")
+    assert missing.exit_code == 3
+    assert "there are: aws, azure" in missing.stderr
     api.bucket = {"url": None}
     assert "SKYFLEET_MODEL_BUCKET_URL" in sky("models", "bucket").stdout
 

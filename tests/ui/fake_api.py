@@ -232,7 +232,7 @@ class FakeApi:
 
         @app.get("/admin/offers")
         async def offers() -> Any:
-            return {"offers": self.offers}
+            return {"offers": self.offers, "total": len(self.offers)}
 
         @app.get("/admin/instances/launches")
         async def launches(request: Request, limit: int = 50, cursor: str | None = None) -> Any:

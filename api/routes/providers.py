@@ -1,0 +1,136 @@
+"""The clouds: where machines can be bought, and why not elsewhere."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from fastapi import APIRouter, Request
+
+from api.catalog import names
+from api.problems import unavailable
+from api.security import Operator, Viewer, remote
+from api.services import TALK_TIMEOUT_S, Svc
+from api.temporal import WorkflowsUnavailable
+from skyfleet.db.repositories import AuditRepository, CatalogRepository
+from skyfleet.db.tables import CloudAccessRow
+from skyfleet.domain.offers import Offer
+from skyfleet.domain.views import BackendView, ProviderList, ProviderRefreshAccepted, ProviderRegion, ProviderView
+
+router = APIRouter(prefix="/admin", tags=["catalog"])
+
+
+_EXAMPLE = {
+    "providers": [
+        {
+            "cloud": "aws",
+            "backend": "skypilot",
+            "enabled": True,
+            "reason": "",
+            "checked_at": "2026-11-24T00:42:10Z",
+            "sandbox": False,
+            "offers": 4,
+            "cheapest_price": "0.400000",
+            "gpus": ["A10G"],
+            "regions": [
+                {"region": "us-east-1", "offers": 2, "cheapest_price": "0.400000"},
+                {"region": "us-east-2", "offers": 2, "cheapest_price": "0.404000"},
+            ],
+        },
+        {
+            "cloud": "azure",
+            "backend": "skypilot",
+            "enabled": False,
+            "reason": "~/.azure/msal_token_cache.json does not exist. Run the following commands:\n  $ az login",
+            "checked_at": "2026-11-24T00:42:10Z",
+            "sandbox": False,
+            "offers": 0,
+            "gpus": [],
+            "regions": [],
+        },
+    ],
+    "backends": [
+        {
+            "name": "skypilot",
+            "engines": ["vllm", "command"],
+            "sandbox": False,
+            "read_at": "2026-11-24T00:45:00Z",
+        }
+    ],
+}
+
+
+@router.get(
+    "/providers",
+    response_model=ProviderList,
+    summary="The clouds, and why some are not enabled",
+    responses={200: {"content": {"application/json": {"example": _EXAMPLE}}}},
+)
+async def providers(services: Svc, principal: Viewer) -> ProviderList:
+    """As they were last checked, which is every ten minutes; and what they sell, by region."""
+    snapshot = await services.catalog.snapshot()
+    async with services.database.transaction() as session:
+        catalog = CatalogRepository(session)
+        access = {(row.backend, row.cloud): row for row in await catalog.access()}
+        backends = await catalog.backends()
+    sold: dict[tuple[str, str], list[Offer]] = defaultdict(list)
+    for offer in snapshot.by_price:
+        sold[offer.backend, offer.cloud].append(offer)
+    sandboxes = {row.name for row in backends if row.sandbox}
+    views = [
+        _view(backend, cloud, access.get((backend, cloud)), sold.get((backend, cloud), []), backend in sandboxes)
+        for backend, cloud in access.keys() | sold.keys()
+    ]
+    return ProviderList(
+        providers=sorted(views, key=lambda view: (not view.enabled, view.cloud, view.backend)),
+        backends=[
+            BackendView(name=row.name, engines=row.engines, sandbox=row.sandbox, read_at=row.synced_at, error=row.error)
+            for row in backends
+        ],
+    )
+
+
+def _view(backend: str, cloud: str, access: CloudAccessRow | None, sold: list[Offer], sandbox: bool) -> ProviderView:
+    """`sold` is in order of price."""
+    regions: dict[str, ProviderRegion] = {}
+    for offer in sold:
+        region = regions.setdefault(
+            offer.region, ProviderRegion(region=offer.region, offers=0, cheapest_price=offer.hourly_price)
+        )
+        region.offers += 1
+    return ProviderView(
+        cloud=cloud,
+        backend=backend,
+        enabled=access is None or access.enabled,  # what was never checked is on sale
+        reason=access.reason if access else "",
+        checked_at=access.checked_at if access else None,
+        sandbox=sandbox,
+        offers=len(sold),
+        cheapest_price=sold[0].hourly_price if sold else None,
+        gpus=names({offer.gpu for offer in sold}),
+        regions=sorted(regions.values(), key=lambda region: (region.cheapest_price, region.region)),
+    )
+
+
+@router.post(
+    "/providers/refresh",
+    status_code=202,
+    response_model=ProviderRefreshAccepted,
+    summary="Check the clouds, and read what they sell, now",
+)
+async def refresh(request: Request, services: Svc, principal: Operator) -> ProviderRefreshAccepted:
+    """A worker does it; look at `checked_at` of each provider. A backend that does not answer keeps what it had."""
+    async with services.database.transaction() as session:
+        now = await CatalogRepository(session).now()
+    try:
+        await services.workflows.recheck_clouds(now, timeout_s=TALK_TIMEOUT_S)
+    except WorkflowsUnavailable as error:
+        raise unavailable(str(error)) from error
+    async with services.database.transaction() as session:
+        AuditRepository(session).add(
+            principal=principal.name,
+            action="providers.refresh",
+            subject="providers",
+            outcome="accepted",
+            remote=remote(request),
+        )
+    return ProviderRefreshAccepted(requested_at=now)
