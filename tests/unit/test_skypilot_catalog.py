@@ -236,11 +236,13 @@ def test_all_of_an_odd_number_of_gpus_can_be_had() -> None:
 
 
 def test_a_cluster_that_has_a_price_keeps_it() -> None:
-    listed = [Row("slurm", None, "H100", 2, 64, 0.0, 256.0, 4.2, 4.2, "gpu")]
-    offers = parse_nodes("slurm", slurm_nodes(SLURM), KNOWN, parse_prices(listed)).offers
+    listed = [Row("slurm", None, "H100", 2, 64, 0.0, 256.0, 4.2, 4.2, "gpu*,drained")]
+    elsewhere = [Row("slurm", None, "H100", 2, 64, 0.0, 256.0, 9.9, 9.9, "gpu*")]
+    set_prices = parse_prices("alpha", listed) | parse_prices("beta", elsewhere)
+    offers = parse_nodes("slurm", slurm_nodes(SLURM), KNOWN, set_prices).offers
     prices = {(offer.zone, offer.gpu_count): offer.hourly_price for offer in offers}
-    assert prices[("gpu", 2)] == Decimal("4.2")
-    assert prices[("gpu", 1)] == prices[("drained", 2)] == 0
+    assert prices[("gpu", 2)] == prices[("drained", 2)] == Decimal("4.2")
+    assert prices[("gpu", 1)] == 0
 
 
 def test_only_kubernetes_nodes_that_take_work_are_sold() -> None:
@@ -502,16 +504,20 @@ async def test_slurm_and_kubernetes_are_read_from_their_nodes(server: FakeServer
         is_cordoned=False,
     )
     contexts = {"prod": SimpleNamespace(node_info_dict={"n1": node})}
+    priced = {
+        "alpha": {},
+        "prod": {"V100": [Row("Kubernetes", None, "V100", 1, None, None, None, 2.5, 2.5, "prod")]},
+    }
     server.answers |= {
         "enabled_clouds": lambda expand=False: (
             ["slurm/alpha", "kubernetes/prod"] if expand else ["slurm", "kubernetes"]
         ),
         "slurm_node_info": SLURM,
         "kubernetes_node_info": contexts.__getitem__,
-        "list_accelerators": lambda **_: {},
+        "list_accelerators": lambda **asked: priced[asked["region_filter"]],
     }
     offers = await SkyPilotCatalog(server).offers()
-    assert {(offer.cloud, offer.region, offer.gpu) for offer in offers} == {
-        ("slurm", "alpha", "H100"),
-        ("kubernetes", "prod", "V100"),
+    assert {(offer.cloud, offer.region, offer.gpu, offer.hourly_price) for offer in offers if offer.gpu_count == 1} == {
+        ("slurm", "alpha", "H100", 0),
+        ("kubernetes", "prod", "V100", Decimal("2.5")),
     }

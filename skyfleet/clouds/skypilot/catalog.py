@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from skyfleet.domain.errors import CloudError, CloudUnreachable
 from skyfleet.domain.offers import CloudAccess, Offer
@@ -48,6 +48,10 @@ _OWN: Final = frozenset({"slurm", "kubernetes"})
 #: Of a node's CPUs and memory, what its GPUs are sold with; the rest is kubelet's, slurmd's and the system's.
 _NODE_SHARE: Final = 0.9
 _MICRO: Final = Decimal("0.000001")
+
+
+#: Cluster, partition (Kubernetes: the context again), GPU, and how many.
+_Part: TypeAlias = tuple[str, str, str, int]
 
 
 class Listed(Protocol):
@@ -172,12 +176,12 @@ def parse_nodes(
     cloud: str,
     nodes: Iterable[Node],
     known: Mapping[str, Gpu],
-    prices: Mapping[tuple[str, int, str], Decimal],
+    prices: Mapping[_Part, Decimal],
 ) -> Sold:
     """The offers of one's own cluster: a node's GPUs in powers of two, and all of them, each with its part of the rest.
 
-    They cost what SkyPilot's configuration says (`prices`, by GPU, count and partition or context), else nothing. The
-    instance type is SkyPilot's own name of such a part (`7CPU--28GB--H100:1`).
+    They cost what SkyPilot's configuration says (`prices`), else nothing. The instance type is SkyPilot's own name of
+    such a part (`7CPU--28GB--H100:1`).
     """
     found: dict[str, Offer] = {}
     sold = Sold()
@@ -198,7 +202,7 @@ def parse_nodes(
                 zone=node.zone,
                 instance_type=f"{vcpus}CPU--{memory}GB--{node.gpu.replace(' ', '_')}:{count}",
                 market=Market.ON_DEMAND,
-                hourly_price=prices.get((node.gpu, count, node.zone or node.cluster), Decimal(0)),
+                hourly_price=prices.get((node.cluster, node.zone or node.cluster, node.gpu, count), Decimal(0)),
                 gpu=node.gpu,
                 gpu_count=count,
                 gpu_memory_gb=model.memory_gb,
@@ -210,13 +214,19 @@ def parse_nodes(
     return sold
 
 
-def parse_prices(rows: Iterable[Listed]) -> dict[tuple[str, int, str], Decimal]:
-    """What one's own clusters cost, by GPU, count, and partition or context."""
+def parse_prices(cluster: str, rows: Iterable[Listed]) -> dict[_Part, Decimal]:
+    """What the parts of one's own cluster cost, where SkyPilot's configuration says that they cost something."""
     return {
-        (row.accelerator_name, int(row.accelerator_count), row.region): Decimal(str(price)).quantize(_MICRO)
+        (cluster, place, row.accelerator_name, int(row.accelerator_count)): Decimal(str(price)).quantize(_MICRO)
         for row in rows
         if (price := _number(row.price))
+        for place in _partitions(row.region)
     }
+
+
+def _partitions(listed: str) -> list[str]:
+    """Slurm's partitions, of which the default has a mark (sinfo(1), `%P`)."""
+    return [name.rstrip("*") for name in listed.split(",")]
 
 
 def slurm_nodes(rows: Iterable[Mapping[str, Any]]) -> list[Node]:
@@ -224,7 +234,7 @@ def slurm_nodes(rows: Iterable[Mapping[str, Any]]) -> list[Node]:
     return [
         Node(
             cluster=row["slurm_cluster_name"],
-            zone=partition.rstrip("*"),  # the default partition's mark
+            zone=partition,
             gpu=row["gpu_type"],
             gpus=int(row["total_gpus"]),
             vcpus=_number(row["vcpu_count"]) or 0.0,
@@ -232,7 +242,7 @@ def slurm_nodes(rows: Iterable[Mapping[str, Any]]) -> list[Node]:
         )
         for row in rows
         if row["gpu_type"] and row["total_gpus"]
-        for partition in row["partition"].split(",")
+        for partition in _partitions(row["partition"])
     ]
 
 
@@ -442,15 +452,19 @@ class SkyPilotCatalog:
         if cloud not in _OWN:
             return await asyncio.to_thread(parse_accelerators, cloud, await self._listed(cloud), self._gpus)
         nodes = await (self._slurm_nodes() if cloud == "slurm" else self._kubernetes_nodes(infra))
-        return parse_nodes(cloud, nodes, self._gpus, parse_prices(await self._listed(cloud)) if nodes else {})
+        prices: dict[_Part, Decimal] = {}
+        for cluster in sorted({node.cluster for node in nodes}):
+            prices |= parse_prices(cluster, await self._listed(cloud, cluster))
+        return parse_nodes(cloud, nodes, self._gpus, prices)
 
-    async def _listed(self, cloud: str) -> list[Listed]:
+    async def _listed(self, cloud: str, region: str | None = None) -> list[Listed]:
         from sky.client import sdk
 
         by_gpu = await self._server.call(
             sdk.list_accelerators,
             gpus_only=True,  # without it one row that has no GPU takes the GPU memory from all
             name_filter=_GPU_NAMES,
+            region_filter=region,
             clouds=[cloud],
             all_regions=True,
             case_sensitive=False,
