@@ -65,8 +65,9 @@ test-slow: install debian-packages ## The slow tests: a real llama.cpp on the lo
 	scripts/debian-packages.sh --optional curl iproute2 munge openssh-server slurm-wlm
 	$(BIN)/python -m tests.labs.aws.runtime
 	$(BIN)/python -m tests.labs.slurm.runtime
-# Only this folder: to collect others would import SkyPilot before a test has told it where its home is.
-	tests/labs/box.sh $(BIN)/python -m pytest tests/labs -m lab $(ARGS) $(NONE_IS_FINE)
+# Only the labs: to collect others would import SkyPilot before a test has told it where its home is. The Slurm lab runs
+# by hand until the contract suite is on it (issue 3).
+	tests/labs/box.sh $(BIN)/python -m pytest tests/labs/aws -m lab $(ARGS) $(NONE_IS_FINE)
 
 .PHONY: demo
 demo: install ## One launch from request to teardown on this machine, checked against the cloud's ledger
