@@ -16,6 +16,7 @@ from skyfleet.db.session import Database
 from skyfleet.db.tables import BackendRow, ModelRow
 from skyfleet.domain.offers import Offer
 from skyfleet.domain.states import Market
+from skyfleet.domain.views import ProviderRegion
 
 _log = logging.getLogger("skyfleet.api")
 
@@ -43,10 +44,23 @@ class Snapshot:
         """Whether any cloud's offers are there."""
         return bool(self.offers)
 
+    def prepare(self) -> Snapshot:
+        """Work out what follows from the offers, which takes a while when there are tens of thousands."""
+        _ = self.by_price, self.sales, self._on_demand
+        return self
+
     @cached_property
     def by_price(self) -> list[Offer]:
         """The offers, cheapest first."""
         return sorted(self.offers, key=price_order)
+
+    @cached_property
+    def sales(self) -> dict[tuple[str, str], Sales]:
+        """What is sold, by backend and cloud."""
+        sold: dict[tuple[str, str], dict[str, list[Offer]]] = {}
+        for offer in self.by_price:
+            sold.setdefault((offer.backend, offer.cloud), {}).setdefault(offer.region, []).append(offer)
+        return {place: _sales(regions) for place, regions in sold.items()}
 
     def spot_saving(self, offer: Offer) -> float | None:
         """See `OfferView.spot_saving`."""
@@ -58,6 +72,30 @@ class Snapshot:
     @cached_property
     def _on_demand(self) -> dict[tuple[str | None, ...], Decimal]:
         return {_machine(offer): offer.hourly_price for offer in self.offers if offer.market is Market.ON_DEMAND}
+
+
+@dataclass(frozen=True, slots=True)
+class Sales:
+    """What a cloud sells: how many offers, the cheapest's price, the GPUs, and the regions, cheapest first."""
+
+    offers: int
+    cheapest_price: Decimal
+    gpus: list[str]
+    regions: list[ProviderRegion]
+
+
+def _sales(regions: dict[str, list[Offer]]) -> Sales:
+    """Of offers by region, in each of which the cheapest comes first."""
+    found = [
+        ProviderRegion(region=region, offers=len(offers), cheapest_price=offers[0].hourly_price)
+        for region, offers in regions.items()
+    ]
+    return Sales(
+        offers=sum(region.offers for region in found),
+        cheapest_price=min(region.cheapest_price for region in found),
+        gpus=names({offer.gpu for offers in regions.values() for offer in offers}),
+        regions=sorted(found, key=lambda region: (region.cheapest_price, region.region)),
+    )
 
 
 def price_order(offer: Offer) -> tuple[Decimal, str]:
@@ -123,7 +161,8 @@ class Catalog:
                 offers = await catalog.offers()
                 backends = {row.name: row for row in await catalog.backends()}
                 sandbox = bool(backends) and all(row.sandbox for row in backends.values())
-                self._snapshot = Snapshot(models, offers, backends, sandbox, version)
+                snapshot = Snapshot(models, offers, backends, sandbox, version)
+                self._snapshot = await asyncio.to_thread(snapshot.prepare)
         self._read_at = started
         return self._snapshot
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from fastapi import APIRouter, Request
 
-from api.catalog import names
+from api.catalog import Sales
 from api.problems import unavailable
 from api.security import Operator, Viewer, remote
 from api.services import TALK_TIMEOUT_S, Svc
 from api.temporal import WorkflowsUnavailable
 from skyfleet.db.repositories import AuditRepository, CatalogRepository
 from skyfleet.db.tables import CloudAccessRow
-from skyfleet.domain.offers import Offer
-from skyfleet.domain.views import BackendView, ProviderList, ProviderRefreshAccepted, ProviderRegion, ProviderView
+from skyfleet.domain.views import BackendView, ProviderList, ProviderRefreshAccepted, ProviderView
 
 router = APIRouter(prefix="/admin", tags=["catalog"])
 
@@ -72,13 +69,10 @@ async def providers(services: Svc, principal: Viewer) -> ProviderList:
         catalog = CatalogRepository(session)
         access = {(row.backend, row.cloud): row for row in await catalog.access()}
         backends = await catalog.backends()
-    sold: dict[tuple[str, str], list[Offer]] = defaultdict(list)
-    for offer in snapshot.by_price:
-        sold[offer.backend, offer.cloud].append(offer)
     sandboxes = {row.name for row in backends if row.sandbox}
     views = [
-        _view(backend, cloud, access.get((backend, cloud)), sold.get((backend, cloud), []), backend in sandboxes)
-        for backend, cloud in access.keys() | sold.keys()
+        _view(backend, cloud, access.get((backend, cloud)), snapshot.sales.get((backend, cloud)), backend in sandboxes)
+        for backend, cloud in access.keys() | snapshot.sales.keys()
     ]
     return ProviderList(
         providers=sorted(views, key=lambda view: (not view.enabled, view.cloud, view.backend)),
@@ -89,26 +83,14 @@ async def providers(services: Svc, principal: Viewer) -> ProviderList:
     )
 
 
-def _view(backend: str, cloud: str, access: CloudAccessRow | None, sold: list[Offer], sandbox: bool) -> ProviderView:
-    """`sold` is in order of price."""
-    regions: dict[str, ProviderRegion] = {}
-    for offer in sold:
-        region = regions.setdefault(
-            offer.region, ProviderRegion(region=offer.region, offers=0, cheapest_price=offer.hourly_price)
-        )
-        region.offers += 1
-    return ProviderView(
-        cloud=cloud,
-        backend=backend,
-        enabled=access is None or access.enabled,  # what was never checked is on sale
-        reason=access.reason if access else "",
-        checked_at=access.checked_at if access else None,
-        sandbox=sandbox,
-        offers=len(sold),
-        cheapest_price=sold[0].hourly_price if sold else None,
-        gpus=names({offer.gpu for offer in sold}),
-        regions=sorted(regions.values(), key=lambda region: (region.cheapest_price, region.region)),
-    )
+def _view(backend: str, cloud: str, access: CloudAccessRow | None, sales: Sales | None, sandbox: bool) -> ProviderView:
+    view = ProviderView(cloud=cloud, backend=backend, enabled=True, sandbox=sandbox)
+    if access is not None:  # what was never checked is on sale
+        view.enabled, view.reason, view.checked_at = access.enabled, access.reason, access.checked_at
+    if sales is not None:
+        view.offers, view.cheapest_price = sales.offers, sales.cheapest_price
+        view.gpus, view.regions = sales.gpus, sales.regions
+    return view
 
 
 @router.post(
