@@ -1,23 +1,48 @@
-"""The address at which a machine is reached from outside, which it has to find out by itself.
+"""Where a node's engine is reached: what the boot file leaves open, the machine has to find out by itself.
 
-Asked in this order: the cloud's instance metadata (AWS, GCP, Azure), SkyPilot's list of the cluster's addresses, and
-the interface that leads out. Each is short: where there is no metadata service nothing answers.
+Its address from outside is asked for in this order: the cloud's instance metadata (AWS, GCP, Azure), SkyPilot's list of
+the cluster's addresses, and the interface that leads out. Each is short: where there is no metadata service nothing
+answers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import socket
 import urllib.error
 import urllib.request
 
 from skyfleet.agent.config import EVERY_ADDRESS, Boot
+from skyfleet.agent.state import StateDir
 
 _METADATA = "http://169.254.169.254"
 _TIMEOUT_S = 2.0
 _AZURE = "/metadata/instance/network/interface/0/ipv4/ipAddress/0/publicIpAddress?api-version=2021-02-01&format=text"
 _GCP = "/computeMetadata/v1/instance/network-interfaces/0/access-configs/0/external-ip"
+#: Below those that Linux takes for outgoing connections: one of them could have the port before the engine binds it.
+_PORTS = range(20_000, 30_000)
+
+
+def listening(boot: Boot, state: StateDir) -> Boot:
+    """The boot file with a port, where it leaves the choice. Raises OSError when none is free."""
+    if boot.port != 0:
+        return boot
+    return dataclasses.replace(boot, port=state.port(boot.node_id, lambda: _free_port(boot.host)))
+
+
+def _free_port(host: str) -> int:
+    # At random, so that two agents that start at once on a shared machine hardly choose the same.
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+        return port
+    raise OSError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free on {host}")
 
 
 def advertised(boot: Boot) -> Boot:

@@ -23,6 +23,7 @@ class Boot:
     """What the agent uses of the boot file. The cloud adds `host`, `port` and `shutdown_command` at boot.
 
     `host` is the address that the engine binds, `advertise_host` the one that it is reached at if that is another;
+    `port` is the engine's, 0 for one that is free on a machine that others use too;
     `heartbeat_interval_s` is seconds, as is `control_plane_patience_s`: a control plane that is away for longer is gone
     for good, and the machine with it (None: it is waited for).
     """
@@ -86,7 +87,7 @@ def load_boot(path: str) -> Boot:
     if isinstance(interval, bool) or not isinstance(interval, (int, float)) or not interval > 0:
         raise BootError("the boot file's `heartbeat_interval_s` is not a positive number")
     port = raw.get("port")
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536:
         raise BootError("the boot file's `port` is not a port number")
     url = _text(raw, "control_plane_url").rstrip("/")
     parts = urlsplit(url)

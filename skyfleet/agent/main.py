@@ -49,7 +49,7 @@ def _agent(argv: Sequence[str]) -> int:
 
     import asyncio
 
-    from skyfleet.agent.address import advertised
+    from skyfleet.agent.address import advertised, listening
     from skyfleet.agent.config import BootError, load_boot
     from skyfleet.agent.life import Agent
     from skyfleet.agent.logs import hide, log
@@ -60,7 +60,7 @@ def _agent(argv: Sequence[str]) -> int:
         hide(boot.secrets)
         state = StateDir(options.state_dir)
         with state.locked():
-            return asyncio.run(Agent(boot, state, options.drain_deadline_s).run())
+            return asyncio.run(Agent(listening(boot, state), state, options.drain_deadline_s).run())
     except (BootError, StateInUse, OSError) as error:
         log("agent.cannot_start", level="error", reason=error)
         return _BAD_START

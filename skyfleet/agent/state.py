@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ class StateDir:
         return self._node(node_id).get("idempotency_key") or self._keep(
             node_id, idempotency_key=secrets.token_urlsafe(32)
         )
+
+    def port(self, node_id: str, choose: Callable[[], int]) -> int:
+        """The port of this node's engine, chosen once: the control plane knows it from the registration on."""
+        kept = self._node(node_id).get("port")
+        return int(kept or self._keep(node_id, port=str(choose())))
 
     def heartbeat_key(self, node_id: str) -> str | None:
         """The key that the control plane gave this node at registration; None before that."""

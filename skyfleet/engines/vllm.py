@@ -37,6 +37,9 @@ class VllmEngine(Engine):
             "--port",
             str(launch.port),
             *(["--load-format", "runai_streamer"] if _streamed(launch) else []),
+            # A model's own longest context is often more than its GPU has room for, and vLLM then does not start. Since
+            # 0.14 it can take the longest that there is room for (vLLM documentation, "Engine Arguments").
+            *(["--max-model-len", "auto"] if "--max-model-len" not in launch.args else []),
             *launch.args,
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -10,11 +11,12 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from skyfleet.agent import bundle
-from tests.agent.harness import HEARTBEAT_KEY, MODEL, TOKEN, AgentProcess, Call, FakeControlPlane, bare_python
+from tests.agent.harness import HEARTBEAT_KEY, MODEL, TOKEN, AgentProcess, Call, FakeControlPlane, ask, bare_python
 from tests.waiting import eventually
 
 Machine = Callable[..., AgentProcess]
@@ -510,3 +512,27 @@ async def test_an_engine_that_binds_all_addresses_is_told_of_at_one(
     node.start()
     await eventually(lambda: control_plane.registrations)
     assert control_plane.registrations[0].body["endpoint_url"] == f"http://203.0.113.7:{node.port}"
+
+
+async def test_a_machine_that_others_use_too_has_a_port_for_each(
+    control_plane: FakeControlPlane, machine: Machine
+) -> None:
+    """Left the choice, an agent takes a port that is free, and keeps to it when it is started again."""
+    nodes = [machine(port=0), machine(port=0)]
+    for number, node in enumerate(nodes, start=1):
+        node.start()
+        await eventually(lambda wanted=number: len(control_plane.registrations) == wanted, what="its registration")
+    first, second = (call.body["endpoint_url"] for call in control_plane.registrations)
+    assert first != second
+    nodes[0].signal(signal.SIGKILL)
+    await eventually(lambda: nodes[0].ended, what="the agent's end")
+    nodes[0].start()
+    port = urlsplit(first).port
+    assert port
+
+    async def answers() -> bool:
+        with contextlib.suppress(OSError):
+            return "agent.resumed" in nodes[0].log and (await asyncio.to_thread(ask, port, "GET", "/health"))[0] == 200
+        return False
+
+    await eventually(answers, what=f"an answer at {first}")

@@ -167,6 +167,9 @@ class TestCommands:
         assert engine("vllm").command(told).count("--load-format") == 1
         assert "--load-format" not in engine("vllm").command(launch())
 
+    def test_vllm_takes_the_context_that_there_is_room_for(self) -> None:
+        assert engine("vllm").command(launch())[-2:] == ["--max-model-len", "auto"]
+
     def test_sglang_has_its_metrics_on(self) -> None:
         command = engine("sglang").command(launch(python="/usr/bin/python3"))
         assert command[:5] == ["/usr/bin/python3", "-m", "sglang.launch_server", "--model-path", MODEL]

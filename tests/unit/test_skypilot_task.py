@@ -85,9 +85,12 @@ def test_a_gpu_that_is_attached_is_asked_for_beside_its_machine() -> None:
 
 def test_a_cluster_of_ones_own_is_asked_for_nothing_that_it_has_not() -> None:
     own = offer(cloud="slurm", region="alpha", zone="gpu", instance_type="7CPU--28GB--H100:1", market=Market.ON_DEMAND)
-    resources = task_config(asked(own), NODE)["resources"]
+    task = task_config(asked(own), NODE)
+    resources = task["resources"]
     assert resources["infra"] == "slurm/alpha/gpu"
-    assert not {"use_spot", "disk_size", "ports", "autostop", "image_id"} & resources.keys()
+    assert resources["autostop"] == {"idle_minutes": 10, "down": True}
+    assert not {"use_spot", "disk_size", "ports", "image_id"} & resources.keys()
+    assert boot_file(task)["port"] == 0  # its nodes are shared: the agent looks for one that is free
 
 
 @given(st.text(alphabet="abcdefXYZ0123456789-_/+", min_size=12, max_size=40))

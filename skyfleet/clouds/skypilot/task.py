@@ -25,7 +25,7 @@ from skyfleet.settings import Settings
 
 #: A control plane that did not answer a node for so long will not end it either. Seconds.
 CONTROL_PLANE_PATIENCE_S: Final = 6 * 3600.0
-#: One's own clusters: their nodes have no disk, ports, image or spot market to ask for, and stay when a job ends.
+#: One's own clusters: their nodes have no disk, ports, image or spot market to ask for, and are shared with others.
 _OWN_CLUSTERS: Final = frozenset({"slurm"})
 _EVERY_ADDRESS: Final = "0.0.0.0"
 
@@ -113,7 +113,7 @@ def task_config(request: CreateRequest, node: NodeDefaults) -> dict[str, Any]:
             "SKYFLEET_AGENT_URL": f"{boot.control_plane_url.rstrip('/')}/downloads/node-agent/{boot.agent_version}",
             "SKYFLEET_AGENT_SHA256": boot.agent_sha256,
         },
-        "secrets": {"SKYFLEET_BOOT": _boot_file(boot, node)},
+        "secrets": {"SKYFLEET_BOOT": _boot_file(boot, _port(request, node), node.bucket_env)},
         "setup": _SETUP,
         "run": _RUN,
     }
@@ -133,6 +133,8 @@ def _resources(request: CreateRequest, node: NodeDefaults) -> dict[str, Any]:
             labels.OFFER: labels.offer_value(offer),
             labels.PRICE: labels.price_value(offer),
         },
+        # Not a shutdown by the agent: on AWS that only stops the machine, and its disk goes on costing.
+        "autostop": {"idle_minutes": node.autostop_minutes, "down": True},
     }
     if accelerators:
         resources["accelerators"] = accelerators
@@ -141,8 +143,6 @@ def _resources(request: CreateRequest, node: NodeDefaults) -> dict[str, Any]:
             "use_spot": offer.market is Market.SPOT,
             "disk_size": node.disk_gb,
             "ports": [node.port],
-            # Not a shutdown by the agent: on AWS that only stops the machine, and its disk goes on costing.
-            "autostop": {"idle_minutes": node.autostop_minutes, "down": True},
         }
         if node.image:
             resources["image_id"] = node.image
@@ -154,14 +154,19 @@ def _label_name(name: str) -> str:
     return re.sub(r"[^a-z0-9_-]", "-", name.lower())[:63].strip("-_") or "tag"
 
 
-def _boot_file(boot: NodeBoot, node: NodeDefaults) -> str:
+def _port(request: CreateRequest, node: NodeDefaults) -> int:
+    """The node's port; 0, one that is free, on a machine on which other launches may have theirs."""
+    return 0 if request.offer.cloud in _OWN_CLUSTERS else node.port
+
+
+def _boot_file(boot: NodeBoot, port: int, bucket_env: Mapping[str, str]) -> str:
     """The agent's boot file, as one line without anything that a shell or YAML might read otherwise."""
     said = boot.model_dump(mode="json")
     if (boot.model_source or "").startswith("s3://"):
-        said["env"] = {**node.bucket_env, **boot.env}
+        said["env"] = {**bucket_env, **boot.env}
     said |= {
         "host": _EVERY_ADDRESS,  # reached at an address that only the machine can find out
-        "port": node.port,
+        "port": port,
         "control_plane_patience_s": CONTROL_PLANE_PATIENCE_S,
     }
     return base64.b64encode(json.dumps(said).encode()).decode()
