@@ -9,40 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import socket
 import urllib.error
 import urllib.request
 
 from skyfleet.agent.config import EVERY_ADDRESS, Boot
 from skyfleet.agent.state import StateDir
+from skyfleet.ports import free_port
 
 _METADATA = "http://169.254.169.254"
 _TIMEOUT_S = 2.0
 _AZURE = "/metadata/instance/network/interface/0/ipv4/ipAddress/0/publicIpAddress?api-version=2021-02-01&format=text"
 _GCP = "/computeMetadata/v1/instance/network-interfaces/0/access-configs/0/external-ip"
-#: Below those that Linux takes for outgoing connections: one of them could have the port before the engine binds it.
-_PORTS = range(20_000, 30_000)
 
 
 def listening(boot: Boot, state: StateDir) -> Boot:
     """The boot file with a port, where it leaves the choice. Raises OSError when none is free."""
     if boot.port != 0:
         return boot
-    return dataclasses.replace(boot, port=state.port(boot.node_id, lambda: _free_port(boot.host)))
-
-
-def _free_port(host: str) -> int:
-    # At random, so that two agents that start at once on a shared machine hardly choose the same.
-    for port in random.sample(_PORTS, len(_PORTS)):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-        return port
-    raise OSError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free on {host}")
+    return dataclasses.replace(boot, port=state.port(boot.node_id, lambda: free_port(boot.host)))
 
 
 def advertised(boot: Boot) -> Boot:

@@ -16,6 +16,7 @@ from skyfleet import __version__
 
 FILE_NAME = "node-agent.pyz"
 _PACKAGES = ("skyfleet.agent", "skyfleet.engines")
+_MODULES = ("__init__.py", "ports.py")
 _MAIN = b"import sys\n\nfrom skyfleet.agent.main import main\n\nsys.exit(main(sys.argv[1:]))\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip archive can express
 
@@ -46,7 +47,8 @@ def version() -> str:
 
 
 def _sources() -> dict[str, bytes]:
-    files = {"__main__.py": _MAIN, "skyfleet/__init__.py": (resources.files("skyfleet") / "__init__.py").read_bytes()}
+    files = {"__main__.py": _MAIN}
+    files |= {f"skyfleet/{name}": (resources.files("skyfleet") / name).read_bytes() for name in _MODULES}
     for package in _PACKAGES:
         for source in resources.files(package).iterdir():
             if source.name.endswith(".py"):

@@ -9,14 +9,16 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
 from skyfleet.client import Endpoints
+from skyfleet.ports import shuffled
 from skyfleet.stack.processes import end_stale, start_mark
 
 #: The ports that are used when they are free.
@@ -113,27 +115,27 @@ class DataFolder:
             for name, usual in USUAL_PORTS.items():
                 address = host if name == "api" else "127.0.0.1"
                 if name in wanted:
-                    taken = self._free(held, address, wanted[name])
-                    if taken is None:
+                    if not self._free(held, address, wanted[name]):
                         raise PortTaken(f"port {wanted[name]} (asked for: {name}) is taken by another program")
-                    ports[name] = taken
+                    ports[name] = wanted[name]
                     continue
-                candidates = [port for port in (remembered.get(name), usual, 0, 0, 0) if port is not None]
-                tries = (self._free(held, address, port) for port in candidates)
-                ports[name] = next(port for port in tries if port is not None)
+                first = [port for port in (remembered.get(name), usual) if port is not None]
+                ports[name] = self._first_free(held, address, first)
         self._write("ports.json", json.dumps(ports, indent=2))
         return ports, {name: port for name, port in remembered.items() if ports.get(name, port) != port}
 
     def another_port(self, usual: int) -> int:
         """One more port of this run on loopback: the usual one, else any that is free. It is not remembered."""
         with ExitStack() as held:
-            tries = (self._free(held, "127.0.0.1", port) for port in (usual, 0, 0, 0))
-            return next(port for port in tries if port is not None)
+            return self._first_free(held, "127.0.0.1", [usual])
 
-    def _free(self, held: ExitStack, host: str, port: int) -> int | None:
-        """The port if neither a program listens there nor another stack has chosen it; 0 is any."""
-        bound = _bind(held, host, port)
-        return bound if bound is not None and _claim(self._claims, bound) else None
+    def _first_free(self, held: ExitStack, host: str, wanted: Iterable[int]) -> int:
+        """The first of those wanted that is free, else any."""
+        return next(port for port in chain(wanted, shuffled()) if self._free(held, host, port))
+
+    def _free(self, held: ExitStack, host: str, port: int) -> bool:
+        """Whether neither a program listens there nor another stack has chosen it."""
+        return _bind(held, host, port) and _claim(self._claims, port)
 
     def remember_children(self, pids: Mapping[str, int]) -> None:
         """Write down which processes are ours, for the run after one that was killed."""
@@ -196,8 +198,8 @@ def port_of(path: Path, name: str) -> int | None:
     return port if isinstance(port, int) else None
 
 
-def _bind(held: ExitStack, host: str, port: int) -> int | None:
-    """The port, bound until `held` closes, or None when somebody else has it. 0 is any free port."""
+def _bind(held: ExitStack, host: str, port: int) -> bool:
+    """Bind a port until `held` closes; False when somebody else has it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     probe = socket.socket(family)
     # As servers do: connections of an earlier run that wait in the kernel for their end do not count.
@@ -206,9 +208,9 @@ def _bind(held: ExitStack, host: str, port: int) -> int | None:
         probe.bind((host, port))
     except OSError:
         probe.close()
-        return None
+        return False
     held.callback(probe.close)
-    return int(probe.getsockname()[1])
+    return True
 
 
 def _claim(claims: ExitStack, port: int) -> bool:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,18 +17,11 @@ from typing import Any
 
 from skyfleet.agent import bundle
 from skyfleet.engines.http_server import ClientGone, HttpServer, Request, Response, json_response
+from tests.ports import free_port
 
 TOKEN = "one-time-registration-token"
 HEARTBEAT_KEY = "the-heartbeat-key-of-this-node"
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def bare_python() -> str | None:

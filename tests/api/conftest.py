@@ -34,7 +34,8 @@ from skyfleet.domain import messages as m
 from skyfleet.domain.offers import Offer
 from skyfleet.domain.states import AttemptState, LaunchStage, Market, Role
 from skyfleet.settings import Settings
-from tests.postgres import TestServer, free_port
+from tests.ports import free_port
+from tests.postgres import TestServer
 from tests.waiting import eventually
 
 ADMIN_TOKEN = "the-admin-token"

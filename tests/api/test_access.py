@@ -21,7 +21,7 @@ from skyfleet.db.tables import AttemptRow, BackendRow, utcnow
 from skyfleet.domain.states import Role
 from skyfleet.settings import Settings
 from tests.api.conftest import ADMIN_TOKEN, BODY, LLAMA, FakeWorkflows, client_of, make_key, open_attempt, registration
-from tests.postgres import free_port
+from tests.ports import free_port
 from tests.waiting import eventually
 
 ANONYMOUS = {"X-Admin-Token": ""}

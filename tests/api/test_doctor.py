@@ -28,7 +28,8 @@ from skyfleet.domain.offers import CloudAccess
 from skyfleet.domain.states import Role
 from skyfleet.settings import Settings
 from tests.api.conftest import ADMIN, FakeWorkflows, client_of, make_key
-from tests.postgres import TestServer, free_port
+from tests.ports import free_port
+from tests.postgres import TestServer
 
 Found = dict[str, tuple[str, str]]
 

@@ -15,7 +15,8 @@ import pytest
 
 from skyfleet.db.session import Database
 from tests.api.conftest import ADMIN_TOKEN, seed_catalog
-from tests.postgres import free_port, running_postgres
+from tests.ports import free_port
+from tests.postgres import running_postgres
 from tests.waiting import eventually
 
 _ROOT = Path(__file__).parents[2]

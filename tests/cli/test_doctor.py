@@ -21,7 +21,7 @@ from skyfleet.domain.doctor import DoctorReport, note, ok
 from skyfleet.stack import doctor as local
 from skyfleet.stack.folder import DataFolder
 from tests.cli.fake_api import FakeApi, problem, served
-from tests.postgres import free_port
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,8 @@ import pytest
 import yaml
 
 from skyfleet.stack import postgres
-from tests.postgres import TestServer, free_port, running_postgres
+from tests.ports import free_port
+from tests.postgres import TestServer, running_postgres
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]

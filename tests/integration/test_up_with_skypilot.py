@@ -21,7 +21,7 @@ import pytest
 from skyfleet.client import find_endpoints
 from skyfleet.domain.doctor import Check
 from skyfleet.stack.processes import ends_with_parent
-from tests.postgres import free_port
+from tests.ports import free_port
 from tests.stack import RunningStack
 from tests.waiting import eventually
 

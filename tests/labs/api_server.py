@@ -18,7 +18,8 @@ from typing import Final
 import httpx
 
 from skyfleet.agent.processes import descendants, die_with_parent
-from tests.postgres import free_port
+from skyfleet.ports import is_free
+from tests.ports import free_port
 from tests.waiting import eventually
 
 #: Programs that SkyPilot runs; without them it does not start a launch.
@@ -26,6 +27,7 @@ PROGRAMS: Final = ("ssh", "ssh-keygen", "rsync", "pkill")
 #: Where programs are looked for, those of system services too.
 PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
+_PORT_TAKEN: Final = "is already in use by another process"
 _SKY: Final = Path(sys.executable).parent / "sky"
 _START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 20.0
@@ -73,6 +75,11 @@ class Guarded:
         await asyncio.to_thread(self._process.wait, _STOP_SECONDS)
 
 
+def _queue_port_free(port: int) -> bool:
+    """Whether a server on that port can have the one of its queue (`sky.server.requests.queues.mp_queue`)."""
+    return is_free("127.0.0.1", 50_000 + (11 + port - 46_580) % 10_000)
+
+
 class ApiServer:
     """One server. `folder` is for its files; `env` is what it needs to know of the lab's cloud."""
 
@@ -81,7 +88,7 @@ class ApiServer:
         self._tmp = folder / "tmp"
         self._log = folder / "skypilot.log"
         self._extra = dict(env)
-        self._port = free_port()
+        self._port = free_port(also=_queue_port_free)
         # Of the machine's user and name otherwise, so that two labs would share what lies in /tmp under it.
         self._user_id = secrets.token_hex(4)
         self._server: Guarded | None = None
@@ -99,8 +106,17 @@ class ApiServer:
     async def start(self) -> None:
         """Start it, with the records that an earlier one left; returns when it answers."""
         self._tmp.mkdir(exist_ok=True)
-        self._server = Guarded([str(_SKY), "api", "start", "--foreground"], self._own_env(), self._log, self.home)
-        await self._server.until_answers(f"{self.endpoint}/api/health")
+        for pause in (2.0, 5.0, 10.0, 20.0, 30.0, None):
+            self._server = Guarded([str(_SKY), "api", "start", "--foreground"], self._own_env(), self._log, self.home)
+            try:
+                await self._server.until_answers(f"{self.endpoint}/api/health")
+            except RuntimeError as ended:
+                # Its queue's port is one of those that Linux gives to outgoing connections, and keeps a minute longer.
+                if pause is None or _PORT_TAKEN not in str(ended):
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return
 
     async def kill(self) -> None:
         """SIGKILL to it and all of its processes, as when its machine fails. Its records stay."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ import httpx
 
 from skyfleet.clouds.local.client import LocalCloud, LocalCloudBench
 from skyfleet.domain.offers import CreateRequest, EngineSpec, NodeBoot, Offer
+from tests.ports import free_port
 from tests.waiting import eventually
 
 #: No delays, and few machines of each type: what the tests of the cloud itself run on.
@@ -81,13 +81,6 @@ gpu_count = 1
 gpu_memory_gb = 24
 on_demand = "0.75"
 """
-
-
-def free_port() -> int:
-    """A TCP port on loopback that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

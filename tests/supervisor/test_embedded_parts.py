@@ -22,7 +22,7 @@ from skyfleet.stack.folder import USUAL_PORTS, DataFolder, FolderInUse
 from skyfleet.stack.services import Layout, units
 from skyfleet.stack.skypilot import Server
 from skyfleet.stack.supervisor import External, Service, Step, Unit
-from tests.postgres import free_port
+from tests.ports import free_port
 from tests.waiting import eventually
 
 

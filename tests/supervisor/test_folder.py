@@ -17,7 +17,7 @@ from skyfleet.client import Endpoints, find_endpoints
 from skyfleet.stack import folder as folder_module
 from skyfleet.stack.folder import USUAL_PORTS, DataFolder, FolderInUse, PortTaken
 from skyfleet.stack.processes import end_stale, exit_text, start_mark
-from tests.postgres import free_port
+from tests.ports import free_port
 from tests.waiting import eventually
 
 

@@ -27,7 +27,7 @@ from skyfleet.stack.folder import DataFolder
 from skyfleet.stack.services import skypilot_unit
 from skyfleet.stack.skypilot import Server, SkyPilotUnusable, find_server, server_command, server_environment
 from skyfleet.stack.supervisor import External, Notice, NoticeKind, Service, Supervisor
-from tests.postgres import free_port
+from tests.ports import free_port
 from tests.waiting import eventually
 
 #: `sky api start --foreground --port N`, in small.

@@ -19,7 +19,7 @@ from skyfleet.stack import supervisor as supervisor_module
 from skyfleet.stack.logs import LogFile
 from skyfleet.stack.processes import start_mark
 from skyfleet.stack.supervisor import Notice, NoticeKind, StartFailed, Step, Supervisor, Unit
-from tests.postgres import free_port
+from tests.ports import free_port
 from tests.supervisor.children import service, stop_process
 from tests.waiting import eventually
 

@@ -30,7 +30,7 @@ from skyfleet.domain.views import (
     OfferView,
     Problem,
 )
-from tests.postgres import free_port
+from tests.ports import free_port
 
 START: Final = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 ADMIN: Final = "admin-secret"

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from skyfleet.domain.states import LaunchStage
-from tests.postgres import free_port
+from tests.ports import free_port
 from tests.ui.fake_api import ADMIN, FakeApi, launch
 from tests.ui.stack import ROOT, Person, chromium, why_no_browser
 from tests.waiting import eventually

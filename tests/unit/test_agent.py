@@ -310,3 +310,20 @@ async def test_token_rate_is_none_after_a_counter_began_anew(monkeypatch: pytest
     ]
     monkeypatch.undo()
     assert rates == [None, 100.0, 0.0, None, None, None]
+
+
+def test_the_guard_leaves_nothing_that_one_look_at_proc_missed() -> None:
+    """A process that changes its parent while /proc is read is in no list: the kernel is asked whether one is left."""
+    script = """
+import subprocess
+from skyfleet.agent import guard
+
+looks = iter([[], []])
+really = guard.descendants
+guard.descendants = lambda pid: really(pid) if (seen := next(looks, None)) is None else seen
+child = subprocess.Popen(["sleep", "60"])
+guard._end_all()
+print(child.pid)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert processes.process_info(int(ended.stdout)) is None

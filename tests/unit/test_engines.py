@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -22,6 +21,7 @@ from skyfleet.engines.base import EngineLaunch, EngineMetrics, EngineUnavailable
 from skyfleet.engines.echo_server import EchoApp, error_body, tokens_of
 from skyfleet.engines.http_server import HttpServer
 from skyfleet.engines.registry import ENGINES, UnknownEngine, engine
+from tests.ports import free_port
 from tests.waiting import eventually
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
@@ -348,9 +348,7 @@ class Echo:
 async def start_echo(**options: Any) -> Echo:
     """An echo server; the caller stops it."""
     echo = Echo(EchoApp(MODEL, **options))
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        echo.port = sock.getsockname()[1]
+    echo.port = free_port()
     await echo.server.start("127.0.0.1", echo.port)
     return echo
 

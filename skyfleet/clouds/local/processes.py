@@ -11,10 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,8 +22,6 @@ MARK = "SKYFLEET_MACHINE"
 #: Between SIGTERM and SIGKILL, seconds.
 GRACE_S = 2.0
 _POLL_S = 0.02
-#: Below Linux's range for outgoing connections, so that a port stays free while its machine is down.
-_PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,21 +169,6 @@ def watch(pid: int, on_exit: Callable[[], None]) -> Callable[[], None]:
 
     loop.add_reader(handle, gone)
     return stop
-
-
-def free_port(host: str, taken: Iterable[int]) -> int:
-    """A port on `host` that nobody listens on and that is not among `taken`. Raises `OSError` if there is none."""
-    avoid = set(taken)
-    for port in random.sample(_PORTS, 500):
-        if port in avoid:
-            continue
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return port
-    raise OSError(f"no free port on {host}")
 
 
 def write_private(path: Path, data: str | bytes) -> None:

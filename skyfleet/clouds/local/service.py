@@ -32,6 +32,7 @@ from skyfleet.clouds.local.virtual import VirtualFleet
 from skyfleet.clouds.local.world import Mode, SpotTrace, TraceRow, World, read_trace
 from skyfleet.domain.offers import CreateRequest, InstanceState, NodeBoot, Offer
 from skyfleet.domain.states import Market
+from skyfleet.ports import free_port
 
 log = logging.getLogger("skyfleet.clouds.local")
 
@@ -375,7 +376,7 @@ class LocalCloudService:
             return
         if machine.mode == "process":
             try:
-                machine.port = processes.free_port(self._host, (one.port for one in self._living.values() if one.port))
+                machine.port = free_port(self._host, {one.port for one in self._living.values() if one.port})
             except OSError as error:
                 self._stop(machine, "boot_failed", str(error))
                 return

@@ -27,7 +27,7 @@ from skyfleet.agent.processes import descendants
 from tests.labs.api_server import PATH, PROGRAMS, ApiServer, Guarded
 from tests.labs.aws import catalog, runtime
 from tests.labs.aws.records import Call, Fault, Instance, Market, Preemption, Rule
-from tests.postgres import free_port
+from tests.ports import free_port
 
 ROOT: Final = Path(__file__).parents[3]
 MACHINE_PROGRAMS: Final = ("ip", "sshd", "curl")
