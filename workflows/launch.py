@@ -321,6 +321,7 @@ class LaunchWorkflow:
             zone=offer.zone,
             instance_type=offer.instance_type,
             gpu=offer.gpu,
+            gpu_count=offer.gpu_count,
             market=offer.market,
             kind=error.kind,
             scope=error.scope,

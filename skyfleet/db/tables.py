@@ -251,6 +251,7 @@ class RefusalRow(SQLModel, table=True):
     zone: str | None = None
     instance_type: str
     gpu: str | None = None
+    gpu_count: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     market: str
     kind: str
     scope: str

@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict
 
 from skyfleet.domain.states import Market
 
+#: Clouds that are clusters of one's own. A region is one cluster (a Kubernetes context), a zone a partition of Slurm,
+#: an instance type a part of a node; so nothing but the name is common to two regions.
+OWN_CLUSTERS = frozenset({"kubernetes", "slurm", "ssh"})
+
 
 class Offer(BaseModel):
     """One instance type in one place and one market, as a catalog lists it.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from skyfleet.domain.errors import ErrorKind, ErrorScope
 from skyfleet.domain.launches import LaunchSpec
-from skyfleet.domain.offers import Offer
+from skyfleet.domain.offers import OWN_CLUSTERS, Offer
 from skyfleet.domain.states import Market, MarketPolicy
 
 
@@ -32,6 +32,7 @@ class Refusal(BaseModel):
     zone: str | None = None
     instance_type: str
     gpu: str | None = None
+    gpu_count: int = 0
     market: Market
     kind: ErrorKind
     scope: ErrorScope
@@ -44,7 +45,8 @@ class Refusal(BaseModel):
 
         Capacity, timeouts and the like are about one instance type in one market. A quota is shared by all types
         with the same GPU (AWS, GCP and Azure count it by family). Credentials and configuration are about the
-        place itself, whatever is bought there.
+        place itself, whatever is bought there. On a cluster of one's own the types are parts of the same nodes: where
+        so many GPUs were not free, more are not either.
         """
         if self.scope is ErrorScope.ACCOUNT:
             return True
@@ -62,6 +64,8 @@ class Refusal(BaseModel):
         same_type = offer.instance_type == self.instance_type
         if self.kind is ErrorKind.QUOTA:
             return same_type or (self.gpu is not None and offer.gpu == self.gpu)
+        if self.kind is ErrorKind.CAPACITY and self.cloud in OWN_CLUSTERS and self.gpu_count:
+            return offer.gpu == self.gpu and offer.gpu_count >= self.gpu_count
         return same_type
 
 

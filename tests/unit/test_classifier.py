@@ -351,6 +351,34 @@ def test_what_was_asked_for_fills_in_what_the_cloud_left_unsaid() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "decision", "where"),
+    [
+        ("Job 18 did not get nodes allocated", ("capacity", "zone", True), "in partition gpu of Slurm cluster alpha"),
+        ("slurm: Invalid credential", ("auth", "region", False), "Slurm"),
+        ("JOBID 991 PD (QOSMaxGRESPerUser)", ("quota", "region", True), "on Slurm cluster alpha"),
+    ],
+)
+def test_what_one_s_own_cluster_refuses_another_may_grant(
+    said: str, decision: tuple[str, str, bool], where: str
+) -> None:
+    """A region of theirs is a cluster; the text seldom says which, the offer does."""
+    offer = Offer(
+        backend="skypilot",
+        cloud="slurm",
+        region="alpha",
+        zone="gpu",
+        instance_type="7CPU--28GB--H100:1",
+        market=Market.ON_DEMAND,
+        hourly_price=Decimal(0),
+    )
+    error = classify("slurm", said, offer=offer)
+    assert _decision(error) == decision
+    assert where in error.message
+    if error.kind.value == "capacity":
+        assert any("another cluster" in step for step in error.next_steps)
+
+
+@pytest.mark.parametrize(
     "said",
     [
         "An error occurred (InvalidPermission.Duplicate) when calling the AuthorizeSecurityGroupIngress operation: the "

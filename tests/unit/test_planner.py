@@ -60,6 +60,7 @@ def refusal(offer: Offer, kind: ErrorKind, scope: ErrorScope, *, until: datetime
         zone=offer.zone,
         instance_type=offer.instance_type,
         gpu=offer.gpu,
+        gpu_count=offer.gpu_count,
         market=offer.market,
         kind=kind,
         scope=scope,
@@ -260,3 +261,31 @@ def test_planning_is_deterministic_complete_and_honours_the_request(
         if not result.last_resort:
             assert not any(item.covers(offer) and (item.until is None or item.until > NOW) for item in memory)
     assert len(result.offers) <= 1 or not result.last_resort
+
+
+@pytest.mark.parametrize(("asked", "left"), [(2, ["1"]), (1, [])])
+def test_where_so_many_gpus_of_one_s_own_were_not_free_more_are_not_either(asked: int, left: list[str]) -> None:
+    """Their instance types are parts of the same nodes. Another cluster, or another GPU, is another matter."""
+    parts = [
+        Offer(
+            backend="skypilot",
+            cloud="slurm",
+            region=cluster,
+            zone="gpu",
+            instance_type=f"{count}x{gpu}",
+            market=Market.ON_DEMAND,
+            hourly_price=Decimal(count),
+            gpu=gpu,
+            gpu_count=count,
+            gpu_memory_gb=80,
+        )
+        for cluster in ("alpha", "beta")
+        for gpu in ("H100", "L4")
+        for count in (1, 2, 4)
+    ]
+    refused = next(offer for offer in parts if (offer.gpu, offer.gpu_count) == ("H100", asked))
+    memory = [refusal(refused, ErrorKind.CAPACITY, ErrorScope.ZONE, until=NOW + timedelta(minutes=3))]
+    request = LaunchSpec(model_name="m", market=MarketPolicy.ON_DEMAND)
+    kept = plan(request, parts, memory, [], NOW).offers
+    assert [f"{offer.gpu_count}" for offer in kept if (offer.region, offer.gpu) == ("alpha", "H100")] == left
+    assert len([offer for offer in kept if (offer.region, offer.gpu) != ("alpha", "H100")]) == 9

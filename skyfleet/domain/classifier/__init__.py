@@ -40,7 +40,7 @@ from skyfleet.domain.classifier.verdict import (
 )
 from skyfleet.domain.classifier.wording import cloud_name, engine_steps, likely_causes, words
 from skyfleet.domain.errors import ClassifiedError, ErrorKind, ErrorScope
-from skyfleet.domain.offers import Offer
+from skyfleet.domain.offers import OWN_CLUSTERS, Offer
 
 __all__ = ["classify", "engine_error", "timeout_error"]
 
@@ -104,9 +104,10 @@ def classify(cloud: str, raw: str, *, code: str | None = None, offer: Offer | No
     """What an error of `cloud` means: its kind, how far it reaches, whether to try again, and words for a person.
 
     `raw` is the text word for word: a message, a JSON or XML body, a traceback or a provision log. `code` is the
-    error code when the caller has it apart; `offer` what was asked for, which fills in what the text leaves unsaid (a
-    cloud seldom says that it was a spot machine that it had none of), in the words and nowhere else. Pure and total: any strings, of any length, in bounded time (the head
-    and tail of a long text are read); never raises.
+    error code when the caller has it apart; `offer` what was asked for, which fills in what the text leaves unsaid: in
+    the words (a cloud seldom says that it was a spot machine that it had none of), and, where a cloud is clusters of one's
+    own, which of them is meant. Pure and total: any strings, of any length, in bounded time (the head and tail of a long
+    text are read); never raises.
 
     Where `cloud` stands for no cloud of its own ("skypilot", "local", "sandbox"), the real one is read from the
     text, and `ClassifiedError.cloud` names it if the text does.
@@ -125,6 +126,9 @@ def classify(cloud: str, raw: str, *, code: str | None = None, offer: Offer | No
     else:
         verdict, found_code = best.verdict, best.code
     scope = verdict.scope or _scope(actual, verdict, text)
+    if offer is not None and scope is CLOUD and actual in OWN_CLUSTERS:
+        # Another cluster has nodes, limits and credentials of its own; a partition has nodes of its own.
+        scope = ZONE if verdict.kind is ErrorKind.CAPACITY and offer.zone is not None else REGION
     message, steps = words(actual, verdict.kind, scope, verdict.topic, facts)
     # The caller's own name for a cloud is kept, unless it named a wrapper.
     shown = given if ALIASES.get(given, given) not in WRAPPING_CLOUDS else actual

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from skyfleet.domain.errors import ErrorKind, ErrorScope
+from skyfleet.domain.offers import OWN_CLUSTERS
 
 CAPACITY, QUOTA, AUTH, CONFIG = ErrorKind.CAPACITY, ErrorKind.QUOTA, ErrorKind.AUTH, ErrorKind.CONFIG
 TRANSIENT, TIMEOUT, PREEMPTED = ErrorKind.TRANSIENT, ErrorKind.TIMEOUT, ErrorKind.PREEMPTED
@@ -100,7 +101,7 @@ ALIASES = {
 #: Clouds whose smallest place with a capacity of its own is the zone.
 _ZONAL = frozenset({"aws", "gcp", "oci", "ibm"})
 #: One pool: a cluster or a market without places. What fails, fails for all of it.
-SINGLE_POOL = frozenset({"kubernetes", "slurm", "ssh", "vast", "vsphere", "hyperbolic"})
+SINGLE_POOL = OWN_CLUSTERS | {"vast", "vsphere", "hyperbolic"}
 #: Clouds with quotas and API endpoints per region; the others have one account limit and one endpoint.
 _REGIONAL_API = frozenset({"aws", "gcp", "azure", "oci", "ibm", "nebius", "scp"})
 #: Clouds whose images, networks and keys belong to one region.

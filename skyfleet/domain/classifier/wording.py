@@ -5,6 +5,7 @@ from __future__ import annotations
 from skyfleet.domain.classifier.facts import Facts
 from skyfleet.domain.classifier.verdict import SINGLE_POOL, WRAPPING_CLOUDS, Topic
 from skyfleet.domain.errors import ErrorKind, ErrorScope
+from skyfleet.domain.offers import OWN_CLUSTERS
 
 _NAMES = {
     "aws": "AWS",
@@ -82,6 +83,9 @@ def cloud_name(cloud: str) -> str:
 
 def _where(cloud: str, scope: ErrorScope, facts: Facts) -> str:
     name = cloud_name(cloud)
+    if cloud in OWN_CLUSTERS and facts.region:
+        part = f"in partition {facts.zone} of" if scope is ErrorScope.ZONE and facts.zone else "on"
+        return f"{part} {name} cluster {facts.region}"
     if scope is ErrorScope.ZONE and facts.zone:
         return f"in {name} zone {facts.zone}"
     if scope in (ErrorScope.ZONE, ErrorScope.REGION) and facts.region:
@@ -124,7 +128,9 @@ def _capacity(cloud: str, scope: ErrorScope, topic: Topic, facts: Facts) -> tupl
     other = _OTHER_CLOUD if scope in (ErrorScope.CLOUD, ErrorScope.ACCOUNT) else _OTHER_REGION
     if facts.elsewhere:
         other = f"Launch in {facts.elsewhere}, where the cloud says there is capacity."
-    if cloud in SINGLE_POOL:
+    if cloud in OWN_CLUSTERS and facts.region:
+        other = "Allow another cluster: its name, as a region."
+    elif cloud in SINGLE_POOL:
         other = f"{other} {cloud_name(cloud)} has no free machine that fits the request."
     if facts.spot:
         return f"No spot capacity for {what} {where}.", [other, _ON_DEMAND, _WAIT]
