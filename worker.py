@@ -33,6 +33,7 @@ from temporalio.client import (
     ScheduleSpec,
     ScheduleUpdate,
 )
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
@@ -43,6 +44,7 @@ from activities.machines import MachineActivities
 from activities.models import Bucket, ModelActivities
 from activities.nodes import NodeActivities
 from activities.sweep import SweepActivities, refresh_catalog
+from activities.watch import FleetWatch
 from api.temporal import CommandRefused, NoSuchWorkflow, TemporalWorkflows, WorkflowsUnavailable
 from skyfleet.agent import bundle
 from skyfleet.clouds.base import Cloud
@@ -51,12 +53,15 @@ from skyfleet.db.repositories import AgentBundleRepository, GivenUpNameRepositor
 from skyfleet.db.session import Database
 from skyfleet.domain import ids, queues
 from skyfleet.domain import messages as m
+from skyfleet.domain.health import Condition, HealthPolicy
 from skyfleet.exit import leave
+from skyfleet.polls import EnginePolls
 from skyfleet.settings import Settings, settings
 from workflows import search_attributes
 from workflows.models import ModelRefreshWorkflow
 from workflows.registry import SANDBOX, WORKFLOWS
 from workflows.sweep import SweepWorkflow
+from workflows.watch import FleetWatchWorkflow
 
 _log = logging.getLogger("skyfleet.worker")
 
@@ -156,6 +161,18 @@ async def ensure_sweep(client: Client, interval_seconds: float) -> None:
         await client.get_schedule_handle(ids.SWEEP_SCHEDULE_ID).update(lambda _: ScheduleUpdate(schedule))
 
 
+async def ensure_watch(client: Client) -> None:
+    """Have the fleet watched, unless it is already."""
+    await client.start_workflow(
+        FleetWatchWorkflow.run,
+        m.WatchInput(),
+        id=ids.WATCH_WORKFLOW_ID,
+        task_queue=queues.CONTROL,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        static_summary="heartbeats, polls and the clouds' lists, joined into a verdict on each node",
+    )
+
+
 async def ensure_model_refresh(client: Client, config: Settings) -> None:
     """Create the schedule that reads the model bucket, or bring it up to date, and read it now; none without one."""
     handle = client.get_schedule_handle(ids.MODELS_SCHEDULE_ID)
@@ -186,10 +203,32 @@ async def ensure_model_refresh(client: Client, config: Settings) -> None:
         await handle.trigger()
 
 
+def health_policy(config: Settings) -> HealthPolicy:
+    """How patient the fleet watch is."""
+    default = HealthPolicy()
+    return default.model_copy(
+        update={
+            "recover_seconds": 1.5 * config.heartbeat_interval_seconds,
+            "grace_seconds": {
+                **default.grace_seconds,
+                Condition.DEGRADED: config.grace_engine_seconds,
+                Condition.UNREACHABLE: config.grace_unreachable_seconds,
+                Condition.SUSPECT: config.grace_suspect_seconds,
+            },
+        }
+    )
+
+
 def build_workers(
-    client: Client, config: Settings, database: Database, clouds: dict[str, Cloud], bucket: Bucket | None
+    client: Client,
+    config: Settings,
+    database: Database,
+    clouds: dict[str, Cloud],
+    bucket: Bucket | None,
+    polls: EnginePolls,
 ) -> list[Worker]:
     """One Temporal worker for each configured queue."""
+    delivery = Delivery(config)
     machines = MachineActivities(
         database,
         clouds,
@@ -201,12 +240,24 @@ def build_workers(
     )
     sweep = SweepActivities(
         database,
-        Delivery(config),
+        delivery,
         clouds,
         owner=config.owner,
         compare_interval_s=config.compare_interval_seconds,
     )
-    launch, node = LaunchActivities(database), NodeActivities(database)
+    launch = LaunchActivities(database)
+    node = NodeActivities(database, delivery, heartbeat_interval_s=config.heartbeat_interval_seconds)
+    watch = FleetWatch(
+        database,
+        clouds,
+        polls,
+        delivery,
+        owner=config.owner,
+        heartbeat_interval_s=config.heartbeat_interval_seconds,
+        poll_interval_s=config.poll_interval_seconds,
+        cloud_interval_s=config.cloud_interval_seconds,
+        policy=health_policy(config),
+    )
     models = ModelActivities(database, bucket)
     activities: dict[str, list[Callable[..., Any]]] = {
         queues.CONTROL: [
@@ -217,6 +268,9 @@ def build_workers(
             launch.complete_launch,
             launch.finish_launch,
             node.mark_node,
+            node.request_replacement,
+            node.check_replacement,
+            node.check_drain,
             sweep.redeliver_intents,
         ],
         queues.PROVISION: [machines.provision_machine],
@@ -226,6 +280,7 @@ def build_workers(
             sweep.compare_with_clouds,
             sweep.refresh_catalog,
             models.refresh_models,
+            watch.watch_fleet,
         ],
     }
     limits = {
@@ -279,6 +334,33 @@ class Delivery:
             await self._workflows.terminate_node(node, command, timeout_s=_DELIVERY_SECONDS)
         except (WorkflowsUnavailable, CommandRefused) as failure:
             _log.warning("the termination of %s was not delivered: %s", node.node_id, failure)
+            return False
+        return True
+
+    async def drain_node(self, node: m.NodeInput, command: m.DrainNode) -> bool:
+        """See `IntentDelivery`."""
+        try:
+            await self._workflows.drain_node(node, command, timeout_s=_DELIVERY_SECONDS)
+        except (WorkflowsUnavailable, CommandRefused) as failure:
+            _log.warning("the drain of %s was not delivered: %s", node.node_id, failure)
+            return False
+        return True
+
+    async def replace_node(self, node: m.NodeInput, command: m.ReplaceNode) -> bool:
+        """See `IntentDelivery`."""
+        try:
+            await self._workflows.replace_node(node, command, timeout_s=_DELIVERY_SECONDS)
+        except (WorkflowsUnavailable, CommandRefused) as failure:
+            _log.warning("the replacement of %s was not delivered: %s", node.node_id, failure)
+            return False
+        return True
+
+    async def warn_of_preemption(self, node: m.NodeInput, warning: m.PreemptionWarned) -> bool:
+        """See `IntentDelivery`."""
+        try:
+            await self._workflows.warn_of_preemption(node, warning, timeout_s=_DELIVERY_SECONDS)
+        except WorkflowsUnavailable as failure:
+            _log.warning("the preemption notice of %s was not delivered: %s", node.node_id, failure)
             return False
         return True
 
@@ -341,8 +423,8 @@ async def run(config: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     database = Database(config.database_url.get_secret_value(), pool_size=config.database_pool_size)
-    clouds = build_clouds(config, database)
-    starting = asyncio.create_task(_start(config, database, clouds))
+    clouds, polls = build_clouds(config, database), EnginePolls()
+    starting = asyncio.create_task(_start(config, database, clouds, polls))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
@@ -351,6 +433,7 @@ async def run(config: Settings) -> None:
     client, workers = starting.result()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(database.aclose)
+        stack.push_async_callback(polls.aclose)
         for cloud in clouds.values():
             stack.push_async_callback(cloud.aclose)
         for worker in workers:
@@ -361,12 +444,15 @@ async def run(config: Settings) -> None:
         _log.info("worker is stopping")
 
 
-async def _start(config: Settings, database: Database, clouds: dict[str, Cloud]) -> tuple[Client, list[Worker]]:
+async def _start(
+    config: Settings, database: Database, clouds: dict[str, Cloud], polls: EnginePolls
+) -> tuple[Client, list[Worker]]:
     bucket = build_bucket(config)
     client = await connect(config)
     if queues.CONTROL in config.worker_queues:
         await search_attributes.register(client)
         await ensure_sweep(client, config.sweep_interval_seconds)
+        await ensure_watch(client)
     if queues.TEARDOWN in config.worker_queues:
         await ensure_model_refresh(client, config)
     while True:
@@ -376,7 +462,7 @@ async def _start(config: Settings, database: Database, clouds: dict[str, Cloud])
         except (OSError, DBAPIError) as failure:  # away, still starting, or not migrated yet
             _log.warning("the database is not ready: %s", failure)
             await asyncio.sleep(0.5)
-    return client, build_workers(client, config, database, clouds, bucket)
+    return client, build_workers(client, config, database, clouds, bucket, polls)
 
 
 async def _publish(config: Settings, database: Database, clouds: dict[str, Cloud], bucket: Bucket | None) -> None:

@@ -72,6 +72,30 @@ class NodeSteps:
         """Write the node's new status; its agent is told with the next heartbeat."""
         raise NotImplementedError
 
+    @activity.defn
+    async def request_replacement(self, request: m.ReplacementInput) -> m.ReplacementResult:
+        """Write down and start the launch of another node like this one; once for each node."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def check_replacement(self, request: m.CheckReplacementInput) -> m.CheckReplacementResult:
+        """How far the launch of the other node is."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def check_drain(self, request: m.CheckDrainInput) -> m.CheckDrainResult:
+        """Whether a draining node has finished its requests."""
+        raise NotImplementedError
+
+
+class WatchSteps:
+    """The fleet watch. Queue: `teardown`, whose workers talk to what is outside."""
+
+    @activity.defn
+    async def watch_fleet(self, request: m.WatchInput) -> m.WatchResult:
+        """Look at every serving node again and again, for about an hour."""
+        raise NotImplementedError
+
 
 class SweepSteps:
     """The steps of a sweep."""

@@ -15,7 +15,7 @@ from activities.signatures import SweepSteps
 from skyfleet.clouds.base import Cloud
 from skyfleet.db.repositories import AttemptRepository, CatalogRepository, LaunchRepository, NodeRepository
 from skyfleet.db.session import Database
-from skyfleet.db.tables import BackendRow, utcnow
+from skyfleet.db.tables import BackendRow, NodeRow, utcnow
 from skyfleet.domain import messages as m
 from skyfleet.domain.errors import CloudError, CloudUnreachable
 from skyfleet.domain.launches import LaunchSpec
@@ -42,6 +42,18 @@ class IntentDelivery(Protocol):
 
     async def terminate_node(self, node: m.NodeInput, command: m.TerminateNode) -> bool:
         """Deliver a node's termination, starting its workflow if it is not there."""
+        ...
+
+    async def drain_node(self, node: m.NodeInput, command: m.DrainNode) -> bool:
+        """Deliver a drain."""
+        ...
+
+    async def replace_node(self, node: m.NodeInput, command: m.ReplaceNode) -> bool:
+        """Deliver a replacement."""
+        ...
+
+    async def warn_of_preemption(self, node: m.NodeInput, warning: m.PreemptionWarned) -> bool:
+        """Deliver the cloud's notice."""
         ...
 
     async def end_stray(self, stray: m.TerminateInput) -> bool:
@@ -76,12 +88,14 @@ class SweepActivities(SweepSteps):
             lost = await LaunchRepository(session).lost_starts(old)
             cancels = await LaunchRepository(session).undelivered_cancels(old)
             endings = await NodeRepository(session).undelivered_terminations(old)
+            commands = await NodeRepository(session).undelivered_commands(old)
         result = m.SweepResult()
         if request.dry_run:
             return m.SweepResult(
                 restarted_launches=[launch.id for launch in lost],
                 redelivered_cancels=[launch.id for launch in cancels],
                 redelivered_terminations=[node.id for node in endings],
+                redelivered_commands=[node.id for node in commands],
             )
         for launch in lost:
             intent = m.LaunchInput.of(launch.id, launch.tenant, LaunchSpec.model_validate(launch.spec))
@@ -90,19 +104,34 @@ class SweepActivities(SweepSteps):
         if result.restarted_launches:
             async with self._database.transaction() as session:
                 await LaunchRepository(session).mark_started(result.restarted_launches)
+        for node in commands:
+            if await self._command(node):
+                result.redelivered_commands.append(node.id)
         for launch in cancels:
             command = m.CancelLaunch(requested_by=launch.cancel_requested_by or "unknown")
             if await self._delivery.cancel_launch(launch.id, command):
                 result.redelivered_cancels.append(launch.id)
         for node in endings:
-            ending = m.TerminateNode(requested_by=node.terminate_requested_by or "unknown")
+            ending = node.terminate_command()
             if await self._delivery.terminate_node(node.workflow_input(), ending):
                 result.redelivered_terminations.append(node.id)
         return result
 
+    async def _command(self, node: NodeRow) -> bool:
+        """Deliver all that the node's row asks for; the workflow takes each once."""
+        of, heard = node.workflow_input(), True
+        warning = node.preemption_warned()
+        if warning is not None:
+            heard &= await self._delivery.warn_of_preemption(of, warning)
+        if node.replace_requested_at is not None:
+            heard &= await self._delivery.replace_node(of, node.replace_command())
+        if node.drain_requested_at is not None:
+            heard &= await self._delivery.drain_node(of, node.drain_command())
+        return heard
+
     @activity.defn
     async def compare_with_clouds(self, request: m.SweepInput) -> m.SweepResult:
-        """Compare what each cloud has of ours with what the database knows, and end what only one of them knows.
+        """Compare what each cloud has of ours with what the database knows, and end what only the cloud knows.
 
         A cloud that does not answer says nothing, and is asked by the next sweep.
         """
@@ -140,12 +169,10 @@ class SweepActivities(SweepSteps):
                 if request.dry_run or await self._delivery.end_stray(stray):
                     _log.warning("%s: %s; ending it", name, stray.reason)
                     result.ended_strays.append(name)
-        for node in nodes:
-            if node.cluster_name not in machines and not await _there(cloud, node.cluster_name):
-                lost = m.TerminateNode(requested_by="skyfleet", reason="its cloud has no such machine any more")
-                if request.dry_run or await self._delivery.terminate_node(node.workflow_input(), lost):
-                    _log.warning("the machine of node %s is gone", node.id)
-                    result.lost_nodes.append(node.id)
+        # Found here, ended by the fleet watch: the cloud is one of three signals, and may be behind.
+        for node_id, name in nodes:
+            if name not in machines and not await _there(cloud, name):
+                result.lost_nodes.append(node_id)
 
     @activity.defn
     async def refresh_catalog(self, request: m.SweepInput) -> m.SweepResult:

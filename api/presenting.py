@@ -12,6 +12,7 @@ from skyfleet.db.tables import ApiKeyRow, AttemptRow, LaunchRow, ModelRow, NodeR
 from skyfleet.domain import ids
 from skyfleet.domain.cost import interval_cost
 from skyfleet.domain.errors import ClassifiedError
+from skyfleet.domain.health import Condition, Signal
 from skyfleet.domain.launches import progress_of, stage_marks
 from skyfleet.domain.states import STAGE_LABEL, AttemptState, LaunchStage, LaunchStatus, Market, NodeStatus, Role
 from skyfleet.domain.views import (
@@ -134,7 +135,11 @@ def node_info(row: NodeRow) -> NodeInfo:
         launch_id=row.launch_id,
         status=NodeStatus(row.status),
         status_message=row.status_message,
+        health=Condition(row.health) if row.health else None,
+        health_detail=row.health_detail,
         health_score=row.health_score,
+        signals={name: Signal(said) for name, said in row.signals.items()} if row.signals else None,
+        routable=row.routable,
         last_heartbeat_at=row.last_heartbeat_at,
         endpoint_url=row.endpoint_url,
         model_name=row.model_name,
@@ -150,6 +155,10 @@ def node_info(row: NodeRow) -> NodeInfo:
         cost=interval_cost(row.hourly_price, row.billed_from, row.terminated_at or utcnow()),
         registered_at=row.registered_at,
         terminated_at=row.terminated_at,
+        max_life_seconds=row.max_life_seconds,
+        idle_shutdown_seconds=row.idle_shutdown_seconds,
+        idle_since=row.idle_since,
+        replaced_by=row.replaced_by,
         tenant=row.tenant,
         sandbox=row.sandbox,
     )

@@ -83,6 +83,15 @@ class LaunchRequest(BaseModel):
     deadlines: Deadlines = Deadlines()
     max_attempts: int = Field(default=20, ge=1, le=200)
     tags: dict[Name, Annotated[str, Field(max_length=255)]] = Field(default={}, max_length=50)
+    replace_lost: bool | None = Field(
+        default=None, description="Ask for another when the node is lost. If left out: when it has a deployment."
+    )
+    max_life_seconds: int | None = Field(
+        default=None, ge=60, le=31_536_000, description="From registration; then the node drains and ends."
+    )
+    idle_shutdown_seconds: int | None = Field(
+        default=None, ge=60, le=31_536_000, description="Without a request for so long, the node ends."
+    )
 
     @field_validator("env")
     @classmethod
@@ -157,6 +166,23 @@ class ModelRequest(BaseModel):
 
 class TerminateRequest(BaseModel):
     """Why a node is ended. The body may be left out."""
+
+    model_config = _STRICT
+
+    reason: Annotated[str, Field(max_length=500)] = ""
+
+
+class DrainRequest(BaseModel):
+    """How a node is drained. The body may be left out."""
+
+    model_config = _STRICT
+
+    reason: Annotated[str, Field(max_length=500)] = ""
+    seconds: float = Field(default=600.0, ge=0, le=86_400, description="How long its requests may still run.")
+
+
+class ReplaceRequest(BaseModel):
+    """Why a node is replaced. The body may be left out."""
 
     model_config = _STRICT
 

@@ -6,17 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from skyfleet.domain import ids, queues
 from skyfleet.domain.messages import (
     Accepted,
     CancelLaunch,
+    DrainNode,
     EngineFailed,
     LaunchInput,
     LaunchView,
     NodeInput,
     NodeRegistered,
+    PreemptionWarned,
+    ReplaceNode,
     StageReached,
     SweepInput,
     TerminateInput,
@@ -68,6 +71,15 @@ class Workflows(Protocol):
     async def terminate_node(self, node: NodeInput, command: TerminateNode, *, timeout_s: float) -> Accepted:
         """The `terminate` update, starting the node's workflow if it does not run. Raises `CommandRefused`."""
 
+    async def drain_node(self, node: NodeInput, command: DrainNode, *, timeout_s: float) -> Accepted:
+        """The `drain` update, starting the node's workflow if it does not run. Raises `CommandRefused`."""
+
+    async def replace_node(self, node: NodeInput, command: ReplaceNode, *, timeout_s: float) -> Accepted:
+        """The `replace` update, starting the node's workflow if it does not run. Raises `CommandRefused`."""
+
+    async def warn_of_preemption(self, node: NodeInput, warning: PreemptionWarned, *, timeout_s: float) -> None:
+        """The `preemption_warned` signal, starting the node's workflow if it does not run."""
+
     async def refresh_models(self, *, timeout_s: float) -> None:
         """Have the model bucket read, after the reading that is under way. Raises `NoSuchWorkflow`: there is none."""
 
@@ -76,6 +88,23 @@ class Workflows(Protocol):
 
     async def check(self, *, timeout_s: float) -> None:
         """Return when Temporal serves."""
+
+
+def _node_start(node: NodeInput) -> dict[str, Any]:
+    """How a node's workflow is started by whatever comes first."""
+    from temporalio.common import WorkflowIDConflictPolicy
+
+    from workflows import search_attributes
+
+    return {
+        "id": ids.node_workflow_id(node.node_id),
+        "task_queue": queues.CONTROL,
+        "id_conflict_policy": WorkflowIDConflictPolicy.USE_EXISTING,
+        "search_attributes": search_attributes.of_node(
+            node.tenant, node.deployment, node.cloud, node.region, node.market
+        ),
+        "static_summary": f"{node.cluster_name} on {node.cloud}/{node.region}",
+    }
 
 
 class TemporalWorkflows:
@@ -151,27 +180,47 @@ class TemporalWorkflows:
 
     async def terminate_node(self, node: NodeInput, command: TerminateNode, *, timeout_s: float) -> Accepted:
         """See `Workflows`."""
-        from temporalio.client import WithStartWorkflowOperation
-        from temporalio.common import WorkflowIDConflictPolicy
+        return await self._command("terminate", node, command, timeout_s)
 
-        from workflows import search_attributes
-        from workflows.node import NodeWorkflow
+    async def drain_node(self, node: NodeInput, command: DrainNode, *, timeout_s: float) -> Accepted:
+        """See `Workflows`."""
+        return await self._command("drain", node, command, timeout_s)
+
+    async def replace_node(self, node: NodeInput, command: ReplaceNode, *, timeout_s: float) -> Accepted:
+        """See `Workflows`."""
+        return await self._command("replace", node, command, timeout_s)
+
+    async def warn_of_preemption(self, node: NodeInput, warning: PreemptionWarned, *, timeout_s: float) -> None:
+        """See `Workflows`."""
+        async with self._talk(timeout_s) as client:
+            await client.start_workflow(
+                "NodeWorkflow",
+                node,
+                **_node_start(node),
+                start_signal="preemption_warned",
+                start_signal_args=[warning],
+            )
+
+    async def _command(
+        self, name: str, node: NodeInput, command: TerminateNode | DrainNode | ReplaceNode, timeout_s: float
+    ) -> Accepted:
+        """An update of the node's workflow, which is started if it does not run."""
+        from temporalio.client import WithStartWorkflowOperation
 
         async with self._talk(timeout_s) as client:
-            start = WithStartWorkflowOperation(
-                NodeWorkflow.run,
-                node,
-                id=ids.node_workflow_id(node.node_id),
-                task_queue=queues.CONTROL,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                search_attributes=search_attributes.of_node(
-                    node.tenant, node.deployment, node.cloud, node.region, node.market
-                ),
-                static_summary=f"{node.cluster_name} on {node.cloud}/{node.region}",
+            start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+                "NodeWorkflow", node, **_node_start(node)
             )
-            return await client.execute_update_with_start_workflow(
-                NodeWorkflow.terminate, command, start_workflow_operation=start, id="terminate"
+            answer = await client.execute_update_with_start_workflow(
+                name,
+                command,
+                start_workflow_operation=start,
+                # One that was refused, or that ended with the node serving on, may be asked for again.
+                id=name if name == "terminate" else None,
+                result_type=Accepted,
             )
+            assert isinstance(answer, Accepted)
+            return answer
 
     async def start_teardown(self, request: TerminateInput, *, timeout_s: float) -> bool:
         """Start the workflow that ends this machine; False if it runs already. The sweep's own."""

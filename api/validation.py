@@ -82,6 +82,9 @@ def _spec(request: LaunchRequest, snapshot: Snapshot) -> LaunchSpec:
         deadlines=request.deadlines,
         max_attempts=request.max_attempts,
         tags=request.tags,
+        replace_lost=request.replace_lost,
+        max_life_seconds=request.max_life_seconds,
+        idle_shutdown_seconds=request.idle_shutdown_seconds,
     )
 
 

@@ -43,6 +43,7 @@ from skyfleet.domain.views import (
     ModelList,
     ModelRefreshAccepted,
     ModelView,
+    NodeEventList,
     NodeInfo,
     NodeList,
     OfferList,
@@ -424,6 +425,25 @@ class _Calls:
         return Call("POST", f"/admin/nodes/{_segment(name)}/terminate", _reads(CommandAccepted), body=body)
 
     @staticmethod
+    def drain(name: str, *, reason: str = "", seconds: float | None = None) -> Call[CommandAccepted]:
+        """Take a node out of rotation; it ends once its requests are through, or after so many seconds."""
+        body = {"reason": reason or None, "seconds": seconds}
+        given = {key: value for key, value in body.items() if value is not None}
+        return Call("POST", f"/admin/nodes/{_segment(name)}/drain", _reads(CommandAccepted), body=given or None)
+
+    @staticmethod
+    def replace(name: str, reason: str = "") -> Call[CommandAccepted]:
+        """Ask for another node like this one, which serves until the other is READY, and ends then."""
+        body = {"reason": reason} if reason else None
+        return Call("POST", f"/admin/nodes/{_segment(name)}/replace", _reads(CommandAccepted), body=body)
+
+    @staticmethod
+    def node_events(name: str, *, after: int = 0, limit: int | None = None) -> Call[NodeEventList]:
+        """A node's history in order, behind the event of that id."""
+        query = {"after": after or None, "limit": limit}
+        return Call("GET", f"/admin/nodes/{_segment(name)}/events", _reads(NodeEventList), params=query)
+
+    @staticmethod
     def api_keys() -> Call[ApiKeyList]:
         """The API keys, without their secrets."""
         return Call("GET", "/admin/api-keys", _reads(ApiKeyList))
@@ -633,6 +653,9 @@ class SkyfleetClient:
     nodes = _blocking(_Calls.nodes)
     node = _blocking(_Calls.node)
     terminate = _blocking(_Calls.terminate)
+    drain = _blocking(_Calls.drain)
+    replace = _blocking(_Calls.replace)
+    node_events = _blocking(_Calls.node_events)
     api_keys = _blocking(_Calls.api_keys)
     create_api_key = _blocking(_Calls.create_api_key)
     revoke_api_key = _blocking(_Calls.revoke_api_key)
@@ -736,6 +759,9 @@ class AsyncSkyfleetClient:
     nodes = _awaitable(_Calls.nodes)
     node = _awaitable(_Calls.node)
     terminate = _awaitable(_Calls.terminate)
+    drain = _awaitable(_Calls.drain)
+    replace = _awaitable(_Calls.replace)
+    node_events = _awaitable(_Calls.node_events)
     api_keys = _awaitable(_Calls.api_keys)
     create_api_key = _awaitable(_Calls.create_api_key)
     revoke_api_key = _awaitable(_Calls.revoke_api_key)

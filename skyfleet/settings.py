@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     sweep_interval_seconds: float = Field(default=10.0, ge=1.0)
     compare_interval_seconds: float = Field(default=30.0, gt=0)  # of what the clouds have with what the database knows
     heartbeat_interval_seconds: float = Field(default=10.0, gt=0)  # asked of node agents
+    poll_interval_seconds: float = Field(default=30.0, gt=0)  # of each engine's health endpoint
+    cloud_interval_seconds: float = Field(default=60.0, gt=0)  # of each cloud's list of machines
+    # how long a node may be unwell before it is replaced; its agent restarts the engine meanwhile
+    grace_engine_seconds: float = Field(default=300.0, ge=0)  # the agent is well, the engine is not
+    grace_unreachable_seconds: float = Field(default=120.0, ge=0)  # neither answers, the cloud has the machine
+    grace_suspect_seconds: float = Field(default=60.0, ge=0)  # only the engine answers, the cloud has no such machine
     termination_alert_seconds: float = 120.0  # a machine that will not go for this long raises an alert
 
     @model_validator(mode="before")

@@ -55,6 +55,17 @@ BUCKET: dict[str, Any] = {
 }
 
 
+#: A stretch of the fleet watch. It beats every two seconds; without it nobody looks, so another worker soon carries on.
+WATCH: dict[str, Any] = {
+    "task_queue": queues.TEARDOWN,
+    "start_to_close_timeout": timedelta(minutes=90),
+    "heartbeat_timeout": timedelta(seconds=10),
+    "retry_policy": RetryPolicy(
+        initial_interval=timedelta(milliseconds=500), backoff_coefficient=2.0, maximum_interval=timedelta(seconds=5)
+    ),
+}
+
+
 def provision(deadline_seconds: float) -> dict[str, Any]:
     """Creating a machine. The deadline is kept by the activity itself, from its first start, over retries.
 

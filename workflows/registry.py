@@ -9,8 +9,16 @@ from workflows.models import ModelRefreshWorkflow
 from workflows.node import NodeWorkflow
 from workflows.sweep import SweepWorkflow
 from workflows.teardown import TeardownWorkflow
+from workflows.watch import FleetWatchWorkflow
 
-WORKFLOWS = [LaunchWorkflow, ModelRefreshWorkflow, NodeWorkflow, SweepWorkflow, TeardownWorkflow]
+WORKFLOWS = [
+    FleetWatchWorkflow,
+    LaunchWorkflow,
+    ModelRefreshWorkflow,
+    NodeWorkflow,
+    SweepWorkflow,
+    TeardownWorkflow,
+]
 
 #: What workflows import of our own is pure code and signatures; importing the pydantic models anew for every workflow
 #: would cost milliseconds each and gain nothing.

@@ -21,7 +21,6 @@ from api.temporal import NoSuchWorkflow, WorkflowsUnavailable
 from skyfleet.db.repositories import AttemptRepository, AuditRepository, LaunchRepository, NodeRepository
 from skyfleet.db.tables import AttemptRow, LaunchRow, NodeRow, utcnow
 from skyfleet.domain import ids
-from skyfleet.domain.health import health_score
 from skyfleet.domain.messages import EngineFailed, NodeRegistered, StageReached
 from skyfleet.domain.states import (
     AGENT_STAGES,
@@ -212,6 +211,8 @@ async def _write_node(
             deployment=launch.deployment,
             engine=launch.engine or body.engine,
             endpoint_url=body.endpoint_url,
+            max_life_seconds=launch.spec.get("max_life_seconds"),
+            idle_shutdown_seconds=launch.spec.get("idle_shutdown_seconds"),
             agent_version=body.agent_version,
             sandbox=launch.sandbox,
             status=NodeStatus.READY.value,
@@ -338,7 +339,6 @@ async def heartbeat(request: Request, node_id: NodeId, body: HeartbeatRequest, s
             key_hash,
             sequence=body.sequence,
             report=report,
-            health_score=health_score(body.engine.healthy),
             at=utcnow(),
         )
         if written is None:
@@ -358,12 +358,22 @@ async def heartbeat(request: Request, node_id: NodeId, body: HeartbeatRequest, s
     openapi_extra={"security": []},
 )
 async def termination_warning(request: Request, node_id: NodeId, body: TerminationWarning, services: Svc) -> Recorded:
-    """The cloud's notice that the machine will be taken away, with its deadline."""
+    """The cloud's notice that the machine will be taken away, with its deadline.
+
+    The node is out of rotation when this is answered; its workflow asks for another.
+    """
     async with services.database.transaction() as session:
-        node = _admit(await NodeRepository(session).get(node_id, lock=True), node_id, sha256(bearer(request) or ""))
-        node.termination_warning = {**body.model_dump(mode="json"), "received_at": utcnow().isoformat()}
+        nodes = NodeRepository(session)
+        node = _admit(await nodes.get(node_id, lock=True), node_id, sha256(bearer(request) or ""))
         when = f" at {utc_text(body.deadline)}" if body.deadline else ""
+        node.termination_warning = {**body.model_dump(mode="json"), "received_at": utcnow().isoformat()}
         node.status_message = f"{node.provider} takes the machine away{when} ({body.source})"
+        node.routable = False
+        if node.status == NodeStatus.READY.value:
+            node.status = NodeStatus.DRAINING.value
+        await nodes.tell(
+            node_id, kind="preemption", message=node.status_message, data=body.model_dump(mode="json"), dedupe="warned"
+        )
         AuditRepository(session).add(
             principal=f"node:{node_id}",
             action="node.termination_warning",
@@ -372,6 +382,12 @@ async def termination_warning(request: Request, node_id: NodeId, body: Terminati
             detail=body.model_dump(mode="json"),
             remote=remote(request),
         )
+    warning = node.preemption_warned()
+    assert warning is not None
+    try:
+        await services.workflows.warn_of_preemption(node.workflow_input(), warning, timeout_s=TALK_TIMEOUT_S)
+    except WorkflowsUnavailable as error:
+        _log.warning("the notice for %s is written down, the sweep will deliver it: %s", node_id, error)
     return Recorded()
 
 

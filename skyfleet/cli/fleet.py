@@ -1,9 +1,9 @@
-"""`nodes`, `node`, `terminate`."""
+"""`nodes`, `node`, `drain`, `replace`, `terminate`."""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,12 +26,16 @@ from skyfleet.cli.common import (
 from skyfleet.cli.exits import Exit
 from skyfleet.domain.states import NodeStatus
 
+if TYPE_CHECKING:
+    from skyfleet.client import SkyfleetClient
+    from skyfleet.domain.views import NodeEvent, NodeInfo
+
 Name = Annotated[str, typer.Argument(metavar="NODE", help="Cluster name or node id.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (nodes, node, terminate):
+    for command in (nodes, node, drain, replace, terminate):
         app.command()(command)
 
 
@@ -63,7 +67,7 @@ def nodes(
             (
                 one.node_id,
                 one.status.value,
-                None if one.health_score is None else f"{one.health_score:g}",
+                health(one),
                 ago(one.last_heartbeat_at),
                 one.model_name,
                 place(one.provider, one.region, one.zone),
@@ -82,12 +86,22 @@ def nodes(
         say(f"more: --cursor {page.next}")
 
 
-def node(name: Name, as_json: JsonFlag = False) -> None:
-    """One node."""
+def health(view: NodeInfo) -> str | None:
+    """`healthy 1`; None before the fleet watch saw the node."""
+    return None if view.health is None else f"{view.health.value} {view.health_score:g}"
+
+
+def node(
+    name: Name,
+    events: Annotated[bool, typer.Option("--events", help="Its history as well.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """One node, and with --events all that was seen and done of it."""
     with session().client() as client:
         view = client.node(name)
+        history = _history(client, name) if events else None
     if as_json:
-        write_json(view)
+        write_json(view if history is None else {"node": view, "events": history})
         return
     mark = " · sandbox" if view.sandbox else ""
     say(f"{view.node_id} · {view.status.value} · {view.status_message}{mark}", style="bold")
@@ -98,7 +112,11 @@ def node(name: Name, as_json: JsonFlag = False) -> None:
             ("model", view.model_name),
             ("engine", view.engine),
             ("endpoint", view.endpoint_url),
-            ("health", None if view.health_score is None else f"{view.health_score:g}"),
+            ("health", health(view)),
+            ("because", view.health_detail or None),
+            ("signals", ", ".join(f"{name} {said}" for name, said in (view.signals or {}).items()) or None),
+            ("requests", "yes" if view.routable else "none are sent here"),
+            ("replaced by", view.replaced_by),
             ("heartbeat", ago(view.last_heartbeat_at)),
             ("where", place(view.provider, view.region, view.zone)),
             ("machine", f"{view.instance_type} · {bought(view.market)} · {price(view.cost_per_hour)}"),
@@ -109,6 +127,46 @@ def node(name: Name, as_json: JsonFlag = False) -> None:
             ("terminated", ago(view.terminated_at)),
         )
     )
+    for event in history or ():
+        say(f"{event.at:%Y-%m-%d %H:%M:%S}  {event.kind:<12} {event.message}")
+
+
+def _history(client: SkyfleetClient, name: str) -> list[NodeEvent]:
+    found: list[NodeEvent] = []
+    while page := client.node_events(name, after=found[-1].id if found else 0, limit=200).events:
+        found += page
+    return found
+
+
+def drain(
+    name: Name,
+    deadline: Annotated[
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="How long its requests may run: 90, 10m.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for its history.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Send a node no more requests, let those that run finish, then end it."""
+    with session().client() as client:
+        accepted = client.drain(name, reason=reason, seconds=deadline)
+    if as_json:
+        write_json(accepted)
+    else:
+        say(f"{accepted.subject}: {accepted.status}")
+
+
+def replace(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why, for its history.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask for another node like this one. This one serves until the other is ready, and ends then."""
+    with session().client() as client:
+        accepted = client.replace(name, reason)
+    if as_json:
+        write_json(accepted)
+    else:
+        say(f"{accepted.subject} is being replaced; follow it: skyfleet node {accepted.subject} --events")
 
 
 def terminate(

@@ -81,6 +81,19 @@ def launch(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Environment of the engine; repeatable.")
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Tag; repeatable.")] = None,
+    replace_lost: Annotated[
+        bool | None,
+        typer.Option(
+            "--replace-lost/--no-replace-lost",
+            help="Ask for another when the node is preempted or lost. [default: if it has a deployment]",
+        ),
+    ] = None,
+    max_life: Annotated[
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="Drain and end the node after: 8h.")
+    ] = None,
+    idle_shutdown: Annotated[
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="End the node after so long without a request.")
+    ] = None,
     provision_deadline: Annotated[
         float | None, typer.Option(parser=seconds, metavar="TIME", help="For each machine to run: 90, 15m, 1h.")
     ] = None,
@@ -118,6 +131,9 @@ def launch(
         "engine_command": _split(engine_command),
         "env": pairs("--env")(env) or None,
         "tags": pairs("--tag")(tag) or None,
+        "replace_lost": replace_lost,
+        "max_life_seconds": None if max_life is None else int(max_life),
+        "idle_shutdown_seconds": None if idle_shutdown is None else int(idle_shutdown),
         "fallback": {
             "regions": _anywhere(fallback_region),
             "clouds": _anywhere(fallback_cloud),

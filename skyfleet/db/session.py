@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
+#: What a transaction raises when the database is away, is starting, or refuses.
+DatabaseAway = (DBAPIError, OSError)
 #: What repositories work on, by the name that rooms without SQL know it by.
 Session = AsyncSession
 

@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Column, DateTime, Index, Numeric, UniqueConst
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
-from skyfleet.domain.messages import NodeInput
+from skyfleet.domain.messages import DrainNode, NodeInput, PreemptionWarned, ReplaceNode, TerminateNode
 
 
 def utcnow() -> datetime:
@@ -88,6 +88,7 @@ class LaunchRow(SQLModel, table=True):
     hourly_price: Decimal | None = Field(default=None, sa_column=_price(nullable=True))
     node_id: str | None = None
     cluster_name: str | None = None
+    replaces_node_id: str | None = None  # the lost node that this launch was asked for by itself
     error: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # ClassifiedError
     workflow_started_at: datetime | None = Field(default=None, sa_column=_time())
     cancel_requested_at: datetime | None = Field(default=None, sa_column=_time())
@@ -178,7 +179,14 @@ class NodeRow(SQLModel, table=True):
     sandbox: bool = False
     status: str = Field(index=True)  # NodeStatus
     status_message: str = ""
-    health_score: float | None = None  # None until the first heartbeat
+    # What the fleet watch found (skyfleet.domain.health); None until its first look.
+    health: str | None = None  # Health
+    health_detail: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    health_score: float | None = None
+    health_state: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # NodeHealth
+    signals: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))  # as of `health_state`
+    routable: bool = Field(default=True, sa_column_kwargs={"server_default": text("true")})
+    reached_at: datetime | None = Field(default=None, sa_column=_time())  # its engine first answered a poll of ours
     heartbeat_key_hash: str
     first_heartbeat_at: datetime | None = Field(default=None, sa_column=_time())
     last_heartbeat_at: datetime | None = Field(default=None, sa_column=_time())
@@ -187,6 +195,19 @@ class NodeRow(SQLModel, table=True):
     termination_warning: dict[str, Any] | None = Field(default=None, sa_column=_json(nullable=True))
     terminate_requested_at: datetime | None = Field(default=None, sa_column=_time())
     terminate_requested_by: str | None = None
+    terminate_reason: str | None = None
+    drain_requested_at: datetime | None = Field(default=None, sa_column=_time())
+    drain_requested_by: str | None = None
+    drain_reason: str | None = None
+    drain_seconds: float | None = None  # how long its requests may still run
+    replace_requested_at: datetime | None = Field(default=None, sa_column=_time())
+    replace_requested_by: str | None = None
+    replace_reason: str | None = None
+    replaced_by: str | None = None  # the launch that was asked for in its place
+    workflow_heard_at: datetime | None = Field(default=None, sa_column=_time())  # its workflow last took a step
+    max_life_seconds: int | None = None
+    idle_shutdown_seconds: int | None = None
+    idle_since: datetime | None = Field(default=None, sa_column=_time())
     billed_from: datetime = Field(sa_column=_time(nullable=False))
     registered_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False, index=True))
     terminated_at: datetime | None = Field(default=None, sa_column=_time())
@@ -206,6 +227,64 @@ class NodeRow(SQLModel, table=True):
             hourly_price=self.hourly_price,
             deployment=self.deployment,
         )
+
+    def terminate_command(self) -> TerminateNode:
+        """The end that was asked for."""
+        return TerminateNode(requested_by=self.terminate_requested_by or "unknown", reason=self.terminate_reason or "")
+
+    def preemption_warned(self) -> PreemptionWarned | None:
+        """The cloud's notice that it takes the machine, if there was one."""
+        if self.termination_warning is None:
+            return None
+        return PreemptionWarned.model_validate(self.termination_warning)
+
+    def drain_command(self) -> DrainNode:
+        """The drain that was asked for."""
+        return DrainNode(
+            requested_by=self.drain_requested_by or "unknown",
+            reason=self.drain_reason or "",
+            seconds=self.drain_seconds if self.drain_seconds is not None else DrainNode(requested_by="").seconds,
+        )
+
+    def replace_command(self) -> ReplaceNode:
+        """The replacement that was asked for. A node out of rotation serves nobody: its end waits for nothing."""
+        return ReplaceNode(
+            requested_by=self.replace_requested_by or "unknown",
+            reason=self.replace_reason or "",
+            at_once=not self.routable,
+        )
+
+
+class NodeEventRow(SQLModel, table=True):
+    """One line of a node's history, in the order of `id`."""
+
+    __tablename__ = "node_events"
+    __table_args__ = (
+        UniqueConstraint("node_id", "dedupe", name="uq_node_events_dedupe"),
+        Index("ix_node_events_node_id_id", "node_id", "id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    node_id: str = Field(foreign_key="nodes.id")
+    at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    kind: str  # "health", "alert", "command", "status", "preemption", "replacement"
+    message: str
+    data: dict[str, Any] = Field(default_factory=dict, sa_column=_json())
+    dedupe: str | None = None  # an activity that runs twice writes the same event once
+
+
+class FleetWatchRow(SQLModel, table=True):
+    """What the fleet watch last saw of the whole: one row."""
+
+    __tablename__ = "fleet_watch"
+
+    id: int = Field(default=1, primary_key=True)
+    looked_at: datetime = Field(sa_column=_time(nullable=False))
+    serving: int = 0
+    sick: int = 0
+    breaker_open_since: datetime | None = Field(default=None, sa_column=_time())
+    # a backend's name: when its machines were last listed, and what went wrong since
+    clouds: dict[str, Any] = Field(default_factory=dict, sa_column=_json())
 
 
 class AuditRow(SQLModel, table=True):

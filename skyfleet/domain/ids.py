@@ -51,6 +51,10 @@ def teardown_workflow_id(cluster_name: str) -> str:
 SWEEP_SCHEDULE_ID = "sweep"
 
 
+#: Id of the `FleetWatchWorkflow`, of which there is one.
+WATCH_WORKFLOW_ID = "fleet-watch"
+
+
 def recheck_workflow_id(asked_at: datetime) -> str:
     """Id of the sweep that checks the clouds because somebody asked then."""
     return f"recheck/{asked_at:%Y%m%dT%H%M%S.%f}"

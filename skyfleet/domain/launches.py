@@ -65,6 +65,15 @@ class LaunchSpec(BaseModel):
     deadlines: Deadlines = Deadlines()
     max_attempts: int = Field(default=20, ge=1, le=200)
     tags: dict[str, str] = {}
+    #: Ask for another when the node is lost (preempted, dead, out of order). None: if it belongs to a deployment.
+    replace_lost: bool | None = None
+    max_life_seconds: int | None = Field(default=None, ge=60)  # from registration; then it drains and ends
+    idle_shutdown_seconds: int | None = Field(default=None, ge=60)  # without a request for so long, it ends
+
+    @property
+    def replaced_when_lost(self) -> bool:
+        """Whether a lost node of this launch is replaced by itself."""
+        return self.deployment is not None if self.replace_lost is None else self.replace_lost
 
 
 class StageMark(BaseModel):

@@ -272,6 +272,32 @@ class TerminateNode(BaseModel):
     reason: str = ""
 
 
+class DrainNode(BaseModel):
+    """The `drain` update: no new requests, those that run may finish for so long, then the machine is ended."""
+
+    requested_by: str
+    reason: str = ""
+    seconds: float = 600.0
+
+
+class ReplaceNode(BaseModel):
+    """The `replace` update: another node is asked for, and this one ended.
+
+    `at_once`: this one serves nobody, so its end waits for nothing; else it serves until the other is READY.
+    """
+
+    requested_by: str
+    reason: str = ""
+    at_once: bool = False
+
+
+class PreemptionWarned(BaseModel):
+    """Signal: the cloud gave notice that it will take the machine; when, if it said so."""
+
+    source: str
+    deadline: datetime | None = None
+
+
 class NodeView(BaseModel):
     """Answer of a node's `status` query."""
 
@@ -279,14 +305,72 @@ class NodeView(BaseModel):
     status: str
     terminate_requested_by: str | None = None
     terminate_reason: str | None = None
+    doing: str = ""
+    replaced_by: str | None = None
 
 
 class MarkNodeInput(BaseModel):
-    """`mark_node`: write the node's new status."""
+    """`mark_node`: write the node's new status. `kept`: it is not replaced after all, and may be asked to be again."""
 
     node_id: str
     status: str
     message: str = ""
+    kept: bool = False
+
+
+class ReplacementInput(BaseModel):
+    """`request_replacement`: ask for another node like this one. `preempted`: not where this one was taken away."""
+
+    node_id: str
+    reason: str
+    preempted: bool = False
+
+
+class ReplacementResult(BaseModel):
+    """The launch that was asked for, or why none was."""
+
+    launch_id: str | None = None
+    why_not: str = ""
+
+
+class CheckReplacementInput(BaseModel):
+    """`check_replacement`: how far the other node's launch is."""
+
+    launch_id: str
+
+
+class CheckReplacementResult(BaseModel):
+    """Its stage, and why it failed if it did."""
+
+    stage: LaunchStage
+    error: str = ""
+
+
+class CheckDrainInput(BaseModel):
+    """`check_drain`: has the node finished what it was serving since then?"""
+
+    node_id: str
+    since: datetime
+
+
+class CheckDrainResult(BaseModel):
+    """`drained`: nothing runs or waits; `silent`: nothing was heard of it for so long that it is gone."""
+
+    drained: bool = False
+    silent: bool = False
+
+
+# --- FleetWatchWorkflow --------------------------------------------------------------------------------------
+
+
+class WatchInput(BaseModel):
+    """One stretch of the fleet watch."""
+
+
+class WatchResult(BaseModel):
+    """How many looks at the whole fleet were taken."""
+
+    looks: int
 
 
 # --- SweepWorkflow ------------------------------------------------------------------------------------------
@@ -305,6 +389,7 @@ class SweepResult(BaseModel):
     restarted_launches: list[str] = []
     redelivered_cancels: list[str] = []
     redelivered_terminations: list[str] = []
+    redelivered_commands: list[str] = []
     ended_strays: list[str] = []
     lost_nodes: list[str] = []
     offers: int = 0

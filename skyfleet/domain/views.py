@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from skyfleet.domain.errors import ClassifiedError
+from skyfleet.domain.health import Condition, Signal
 from skyfleet.domain.model_bucket import SkippedPath
 from skyfleet.domain.sizing import VramEstimate
 from skyfleet.domain.states import AttemptState, LaunchStage, LaunchStatus, Market, NodeDirective, NodeStatus, Role
@@ -245,14 +246,22 @@ class LaunchEvent(BaseModel):
 
 
 class NodeInfo(BaseModel):
-    """One node, as `GET /admin/nodes` lists it. `health_score` is None until the first heartbeat."""
+    """One node, as `GET /admin/nodes` lists it.
+
+    `health`, its detail, its score (0 to 1) and the signals are the fleet watch's, None until its first look;
+    `routable`: whether requests may be sent there.
+    """
 
     node_id: str
     cluster_name: str
     launch_id: str
     status: NodeStatus
     status_message: str
+    health: Condition | None = None
+    health_detail: str = ""
     health_score: float | None
+    signals: dict[str, Signal] | None = None
+    routable: bool = True
     last_heartbeat_at: datetime | None
     endpoint_url: str
     model_name: str
@@ -268,8 +277,28 @@ class NodeInfo(BaseModel):
     cost: Decimal  # since the cloud created it, US dollars
     registered_at: datetime
     terminated_at: datetime | None = None
+    max_life_seconds: int | None = None
+    idle_shutdown_seconds: int | None = None
+    idle_since: datetime | None = None
+    replaced_by: str | None = None  # the launch of the node that takes its place
     tenant: str
     sandbox: bool
+
+
+class NodeEvent(BaseModel):
+    """One line of a node's history; `id` grows with time."""
+
+    id: int
+    at: datetime
+    kind: str
+    message: str
+    data: dict[str, Any] = {}
+
+
+class NodeEventList(BaseModel):
+    """`GET /admin/nodes/{name}/events`, oldest first."""
+
+    events: list[NodeEvent]
 
 
 class NodeList(BaseModel):

@@ -99,6 +99,24 @@ class FakeWorkflows:
         self._take("terminate", node.node_id, command)
         return m.Accepted(stage="ready")
 
+    async def drain_node(self, node: m.NodeInput, command: m.DrainNode, *, timeout_s: float) -> m.Accepted:
+        """Record a drain, or refuse it."""
+        self._take("drain", node.node_id, command)
+        if self.refuse is not None:
+            raise self.refuse
+        return m.Accepted(stage="ready")
+
+    async def replace_node(self, node: m.NodeInput, command: m.ReplaceNode, *, timeout_s: float) -> m.Accepted:
+        """Record a replacement, or refuse it."""
+        self._take("replace", node.node_id, command)
+        if self.refuse is not None:
+            raise self.refuse
+        return m.Accepted(stage="ready")
+
+    async def warn_of_preemption(self, node: m.NodeInput, warning: m.PreemptionWarned, *, timeout_s: float) -> None:
+        """Record the notice."""
+        self._take("warn", node.node_id, warning)
+
     async def refresh_models(self, *, timeout_s: float) -> None:
         """Record the request."""
         self._take("refresh_models", "", None)

@@ -335,20 +335,21 @@ async def test_heartbeats_are_stored_and_answered(
     api: httpx.AsyncClient, database: Database, attempt: AttemptRow, key: dict[str, str]
 ) -> None:
     path = f"/admin/nodes/{attempt.node_id}/heartbeat"
-    assert (await _node(database, attempt)).health_score is None
     answer = await api.post(path, json=_beat(2), headers=key)
     assert (answer.status_code, answer.json()) == (200, {"directive": "continue"})
     node = await _node(database, attempt)
-    assert (node.health_score, node.heartbeat_sequence) == (1.0, 2)
+    assert node.heartbeat_sequence == 2
     assert node.first_heartbeat_at == node.last_heartbeat_at
     assert node.last_heartbeat is not None
     assert node.last_heartbeat["engine"]["kv_cache_usage"] == 0.5
     # One that was overtaken is answered, and not written.
     assert (await api.post(path, json=_beat(1, healthy=False), headers=key)).json() == {"directive": "continue"}
-    assert (await _node(database, attempt)).health_score == 1.0
+    still = await _node(database, attempt)
+    assert (still.heartbeat_sequence, still.last_heartbeat) == (2, node.last_heartbeat)
     await api.post(path, json=_beat(3, healthy=False), headers=key)
     later = await _node(database, attempt)
-    assert later.health_score == 0.3
+    assert later.last_heartbeat is not None
+    assert later.last_heartbeat["engine"]["healthy"] is False
     assert later.first_heartbeat_at == node.first_heartbeat_at
 
 

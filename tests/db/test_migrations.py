@@ -130,6 +130,8 @@ def _rows() -> list[SQLModel]:
             heartbeat_key_hash="h",
             billed_from=now,
         ),
+        tables.NodeEventRow(node_id="n", kind="health", message="healthy"),
+        tables.FleetWatchRow(looked_at=now),
         tables.AuditRow(principal="p", action="launch.create", subject=launch["id"], outcome="accepted"),
         tables.ApiKeyRow(id="k", name="k", role="viewer", tenant="t", secret_hash="h", created_by="p"),
         tables.RefusalRow(place="p", cloud="c", **place, kind="capacity", scope="zone", message="", at=now, until=now),

@@ -38,7 +38,7 @@ async def test_state_outlives_a_stop_and_the_sweep_mends_what_fell_between(tmp_p
         # A node: the same machine, and it beats again.
         async def beats() -> bool:
             node = await stack.client.node(ready.node_id or "")
-            return node.last_heartbeat_at is not None and node.last_heartbeat_at > before and node.health_score == 1.0
+            return node.last_heartbeat_at is not None and node.last_heartbeat_at > before and node.routable
 
         await eventually(beats, timeout_s=45, what="heartbeats after the restart")
         [machine] = await stack.ledger(ready_id)

@@ -58,5 +58,10 @@ async def test_a_node_whose_machine_is_gone_ends(sweeping: RunningStack) -> None
     await sweeping.bench.preempt(machine["name"], notice_s=0)
     await sweeping.terminated(job_id)
     node = await sweeping.client.node(view.node_id or "")
-    assert "its cloud has no such machine any more" in node.status_message
+    assert "the cloud has no such machine" in node.status_message
+    assert "no other: it was launched by hand" not in node.status_message
+    events = (await sweeping.client.node_events(node.node_id)).events
+    assert [event.data["signals"] for event in events if event.message.startswith("dead")] == [
+        {"heartbeat": "no", "engine": "no", "cloud": "no"}
+    ]
     assert await sweeping.living(job_id) == []

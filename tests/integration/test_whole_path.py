@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from skyfleet.domain.health import Condition
 from skyfleet.domain.states import AttemptState, LaunchStage, Market, NodeStatus
 from tests.stack import MODEL, RunningStack
 from tests.waiting import eventually
@@ -100,7 +101,7 @@ async def test_from_request_to_ready_to_chat_to_gone(stack: RunningStack) -> Non
 
     async def beating() -> bool:
         node = await stack.client.node(view.node_id or "")
-        return node.last_heartbeat_at is not None and node.health_score == 1.0
+        return node.last_heartbeat_at is not None and node.health is Condition.HEALTHY
 
     await eventually(beating, what="heartbeats with a healthy engine")
 

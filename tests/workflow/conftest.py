@@ -31,7 +31,7 @@ from skyfleet.domain.errors import ClassifiedError, ErrorKind, ErrorScope
 from skyfleet.domain.offers import Offer
 from skyfleet.domain.planner import Refusal
 from skyfleet.domain.search_attributes import NAMES
-from skyfleet.domain.states import Market
+from skyfleet.domain.states import LaunchStage, Market
 from workflows.launch import LaunchWorkflow
 from workflows.registry import SANDBOX, WORKFLOWS
 
@@ -75,6 +75,10 @@ class World:
     finished: list[m.FinishInput] = field(default_factory=list)
     closed: list[m.CloseAttemptInput] = field(default_factory=list)
     marks: list[str] = field(default_factory=list)
+    replacements: list[m.ReplacementInput] = field(default_factory=list)
+    replacement: m.ReplacementResult = field(default_factory=lambda: m.ReplacementResult(launch_id="launch-aaaaaaaa"))
+    replacement_stages: list[LaunchStage] = field(default_factory=lambda: [LaunchStage.READY])
+    drain_looks: int = 1  # after so many the node is drained
     hold: dict[str, asyncio.Event] = field(default_factory=dict)  # steps that wait for the test
     reached: dict[str, asyncio.Event] = field(default_factory=dict)
 
@@ -207,7 +211,26 @@ class ScriptedNodes(NodeSteps):
     @activity.defn
     async def mark_node(self, request: m.MarkNodeInput) -> m.Done:
         self.world.marks.append(request.status)
+        self.world.calls.append(f"mark {request.status}")
         return m.Done()
+
+    @activity.defn
+    async def request_replacement(self, request: m.ReplacementInput) -> m.ReplacementResult:
+        await self.world.pause("replacement")
+        self.world.replacements.append(request)
+        return self.world.replacement
+
+    @activity.defn
+    async def check_replacement(self, request: m.CheckReplacementInput) -> m.CheckReplacementResult:
+        await self.world.pause("check replacement")
+        stages = self.world.replacement_stages
+        return m.CheckReplacementResult(stage=stages.pop(0) if len(stages) > 1 else stages[0], error="no capacity")
+
+    @activity.defn
+    async def check_drain(self, request: m.CheckDrainInput) -> m.CheckDrainResult:
+        await self.world.pause("check drain")
+        self.world.drain_looks -= 1
+        return m.CheckDrainResult(drained=self.world.drain_looks <= 0)
 
 
 def refuse(_: m.ProvisionInput) -> BaseException:
@@ -278,6 +301,9 @@ async def working(client: Client, world: World) -> AsyncIterator[None]:
             launch.complete_launch,
             launch.finish_launch,
             nodes.mark_node,
+            nodes.request_replacement,
+            nodes.check_replacement,
+            nodes.check_drain,
         ],
     )
     provision = Worker(client, task_queue=queues.PROVISION, activities=[machines.provision_machine])

@@ -41,6 +41,7 @@ The bench:
 Machines:
 
     *      /metadata/{instance id}/…           the instance metadata service of its cloud (`metadata`)
+    GET    /virtual/{name}/health              200 while that virtual machine runs, as its heartbeats say
     *      /virtual/{name}/…                   503: a virtual machine serves no engine
 
 A machine is PENDING for its provisioning delay, then RUNNING: only then its boot script fetches
@@ -160,6 +161,7 @@ class Api:
                     self.metadata,
                     methods=["GET", "PUT", "POST", "DELETE", "PATCH"],
                 ),
+                route("GET", "/virtual/{name}/health", self.virtual_health),
                 Route("/virtual/{rest:path}", self.virtual, methods=["GET", "PUT", "POST", "DELETE", "PATCH"]),
                 route("GET", "/v1/health", self.health),
                 route("GET", "/v1/ledger", self.ledger),
@@ -304,6 +306,12 @@ class Api:
             return PlainTextResponse("Not Found", 404)
         path = request.path_params["path"]
         return await metadata.answer(request, machine, path, self._service.secret, self._service.changed)
+
+    async def virtual_health(self, request: Request) -> Response:
+        machine = self._service.find(request.path_params["name"])
+        if machine is None or machine.mode != "virtual" or machine.state is not InstanceState.RUNNING:
+            return PlainTextResponse("Not Found", 404)
+        return JSONResponse({"virtual": True})
 
     async def virtual(self, _request: Request) -> Response:
         message = "a virtual machine of the local cloud serves no engine"

@@ -2,8 +2,8 @@
 
 Each does over HTTP what the agent does, and nothing else: it registers with its one-time token, sends a heartbeat
 every `heartbeat_interval_s`, give or take a tenth, and obeys `shutdown` and 410. It serves no engine and says so:
-its `gpus` are empty and its endpoint answers 503. Timers put nodes that are due into one queue, which a fixed number
-of workers empties over as many connections.
+its `gpus` are empty and its endpoint answers 503 to all but the look whether it runs. Timers put nodes that are due
+into one queue, which a fixed number of workers empties over as many connections.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from skyfleet.db.repositories.catalog import (
 from skyfleet.db.repositories.launches import AttemptRepository, LaunchRepository
 from skyfleet.db.repositories.names import GivenUpNameRepository
 from skyfleet.db.repositories.nodes import NodeRepository
+from skyfleet.db.repositories.watch import WatchRepository
 
 __all__ = [
     "AgentBundleRepository",
@@ -24,4 +25,5 @@ __all__ = [
     "ModelRepository",
     "NodeRepository",
     "RefusalRepository",
+    "WatchRepository",
 ]

@@ -191,6 +191,11 @@ class LaunchRepository(Repository):
         }
         return set((await self.session.execute(_ADD_ALL, values)).scalars())
 
+    async def mark_replacement(self, launch_id: str, node_id: str) -> None:
+        """The launch stands in for that node."""
+        statement = update(LaunchRow).where(col(LaunchRow.id) == launch_id).values(replaces_node_id=node_id)
+        await self.session.execute(statement.execution_options(synchronize_session=False))
+
     async def typical_seconds(self, provider: str | None, launches: int) -> tuple[float | None, int]:
         """Median seconds from request to READY of the last successful launches (on that provider), and how many."""
         took = func.extract("epoch", col(LaunchRow.ended_at) - col(LaunchRow.created_at))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select, tuple_, update
+from sqlalchemy import DateTime, Row, func, or_, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from skyfleet.db.repositories.base import Repository
-from skyfleet.db.tables import NodeRow
+from skyfleet.db.tables import LaunchRow, NodeEventRow, NodeRow, utcnow
 from skyfleet.domain.states import NodeStatus
 
 
@@ -45,7 +46,7 @@ class NodeRepository(Repository):
         self.session.add(node)
 
     async def heartbeat(
-        self, node_id: str, key_hash: str, *, sequence: int, report: dict[str, Any], health_score: float, at: datetime
+        self, node_id: str, key_hash: str, *, sequence: int, report: dict[str, Any], at: datetime
     ) -> tuple[str, datetime | None] | None:
         """Write a heartbeat; the node's status and when its end was asked for.
 
@@ -66,7 +67,6 @@ class NodeRepository(Repository):
                 last_heartbeat=report,
                 last_heartbeat_at=at,
                 first_heartbeat_at=func.coalesce(col(NodeRow.first_heartbeat_at), at),
-                health_score=health_score,
             )
             .returning(col(NodeRow.status), col(NodeRow.terminate_requested_at))
             .execution_options(synchronize_session=False)
@@ -102,14 +102,68 @@ class NodeRepository(Repository):
         statement = statement.order_by(col(NodeRow.registered_at).desc(), col(NodeRow.id).desc()).limit(limit)
         return (await self.session.execute(statement)).scalars().all()
 
-    async def serving(self, backend: str) -> Sequence[NodeRow]:
-        """Nodes of a backend whose end nobody has asked for."""
-        statement = select(NodeRow).where(
-            col(NodeRow.backend) == backend,
-            col(NodeRow.terminate_requested_at).is_(None),
-            col(NodeRow.status).in_([NodeStatus.READY.value, NodeStatus.DRAINING.value]),
+    async def tell(
+        self, node_id: str, *, kind: str, message: str, data: dict[str, Any] | None = None, dedupe: str | None = None
+    ) -> None:
+        """Add a line to the node's history; one of the same `dedupe` is there once."""
+        values = {"node_id": node_id, "at": utcnow(), "kind": kind, "message": message, "data": data or {}}
+        statement = insert(NodeEventRow).values(**values, dedupe=dedupe)
+        await self.session.execute(statement.on_conflict_do_nothing(constraint="uq_node_events_dedupe"))
+
+    async def events(self, node_id: str, *, after: int = 0, limit: int = 200) -> Sequence[NodeEventRow]:
+        """The node's history in order, from behind that id on."""
+        statement = (
+            select(NodeEventRow)
+            .where(col(NodeEventRow.node_id) == node_id, col(NodeEventRow.id) > after)
+            .order_by(col(NodeEventRow.id))
+            .limit(limit)
         )
         return (await self.session.execute(statement)).scalars().all()
+
+    async def lives(self, node_id: str, limit: int) -> list[timedelta]:
+        """How long the node lived, the one that it replaced, and so on, the latest first; at most `limit`."""
+        found: list[timedelta] = []
+        following: str | None = node_id
+        while following is not None and len(found) < limit:
+            statement = (
+                select(col(NodeRow.registered_at), col(NodeRow.terminated_at), col(LaunchRow.replaces_node_id))
+                .join(LaunchRow, col(LaunchRow.id) == col(NodeRow.launch_id))
+                .where(col(NodeRow.id) == following)
+            )
+            row = (await self.session.execute(statement)).one_or_none()
+            if row is None:
+                break
+            found.append((row[1] or utcnow()) - row[0])
+            following = row[2]
+        return found
+
+    async def undelivered_commands(self, older_than: datetime, limit: int = 500) -> Sequence[NodeRow]:
+        """Nodes that were to drain or to be replaced, or that their cloud takes away, whose workflow heard of none."""
+        asked = func.greatest(col(NodeRow.drain_requested_at), col(NodeRow.replace_requested_at))
+        warned = col(NodeRow.termination_warning)["received_at"].astext.cast(DateTime(timezone=True))
+        statement = (
+            select(NodeRow)
+            .where(
+                col(NodeRow.status).in_([NodeStatus.READY.value, NodeStatus.DRAINING.value]),
+                col(NodeRow.terminate_requested_at).is_(None),
+                func.greatest(asked, warned) < older_than,
+                or_(
+                    col(NodeRow.workflow_heard_at).is_(None),
+                    col(NodeRow.workflow_heard_at) < func.greatest(asked, warned),
+                ),
+            )
+            .limit(limit)
+        )
+        return (await self.session.execute(statement)).scalars().all()
+
+    async def serving(self, backend: str) -> list[tuple[str, str]]:
+        """Id and cluster name of a backend's nodes that serve, and whose end nobody has asked for."""
+        statement = select(col(NodeRow.id), col(NodeRow.cluster_name)).where(
+            col(NodeRow.backend) == backend,
+            col(NodeRow.terminate_requested_at).is_(None),
+            col(NodeRow.status) == NodeStatus.READY.value,
+        )
+        return [(row[0], row[1]) for row in await self.session.execute(statement)]
 
     async def undelivered_terminations(self, older_than: datetime, limit: int = 500) -> Sequence[NodeRow]:
         """Nodes whose end was asked for some time ago and that are still marked ready."""
