@@ -245,7 +245,7 @@ class FleetWatch(WatchSteps):
         now = time.monotonic()
         for node in nodes:
             if node.id not in fleet.polls:
-                spread = random.uniform(0, self._poll_interval_s) if node.reached else 0.0  # noqa: S311 - no secret
+                spread = random.uniform(0, self._poll_interval_s)  # noqa: S311 - no secret
                 fleet.polls[node.id] = _Poll(due=now + spread, reached=node.reached)
 
     # --- the three signals --------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ memory_gb = 440
 gpu = "A10"
 gpu_count = 1
 gpu_memory_gb = 24
+# So long that somebody is surely faster, however slow the browser.
+provisioning_delay_s = 300
 on_demand = "3.20"
 spot = "0.64"
 """

@@ -76,7 +76,7 @@ def test_a_launch_falls_back_and_becomes_ready_before_ones_eyes(person: Person, 
 
 
 def test_a_launch_is_cancelled_half_way(person: Person, stack: Stack) -> None:
-    person.form_up_to_review(model=MODEL, provider="aws", region="us-west-2", instance_type="g5.xlarge")
+    person.form_up_to_review(model=MODEL, provider="azure", region="eastus", instance_type="Standard_NV36ads_A10_v5")
     job_id = person.launch()
     person.sees("45 %")
     person.click("Cancel launch…")
