@@ -52,6 +52,14 @@ _ORDER = (
 )
 
 
+_PREEMPTION = "preemption"
+_NOTICE = {
+    _PREEMPTION: "takes the machine away",
+    "rebalance": "may take the machine away soon",
+    "maintenance": "works on the machine",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Claim:
     """An attempt, its launch and its node, held against other writers until the transaction ends."""
@@ -358,12 +366,17 @@ async def heartbeat(request: Request, node_id: NodeId, body: HeartbeatRequest, s
     openapi_extra={"security": []},
 )
 async def termination_warning(request: Request, node_id: NodeId, body: TerminationWarning, services: Svc) -> Recorded:
-    """The cloud's notice that the machine will be taken away, with its deadline."""
+    """The cloud's notice about the machine: it will be taken away, may be, or is worked on.
+
+    Repeating one changes nothing, and advice that arrives late does not hide that the machine is taken away.
+    """
     async with services.database.transaction() as session:
         node = _admit(await NodeRepository(session).get(node_id, lock=True), node_id, sha256(bearer(request) or ""))
-        node.termination_warning = {**body.model_dump(mode="json"), "received_at": utcnow().isoformat()}
-        when = f" at {utc_text(body.deadline)}" if body.deadline else ""
-        node.status_message = f"{node.provider} takes the machine away{when} ({body.source})"
+        known = node.termination_warning or {}
+        if body.kind == _PREEMPTION or known.get("kind", _PREEMPTION if known else None) != _PREEMPTION:
+            node.termination_warning = {**body.model_dump(mode="json"), "received_at": utcnow().isoformat()}
+            when = f" at {utc_text(body.deadline)}" if body.deadline else ""
+            node.status_message = f"{node.provider} {_NOTICE[body.kind]}{when} ({body.source})"
         AuditRepository(session).add(
             principal=f"node:{node_id}",
             action="node.termination_warning",

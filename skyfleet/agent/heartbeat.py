@@ -123,13 +123,17 @@ class Heartbeats:
             self._reserved = self._sequence + _RESERVE
         self._sequence += 1
         sequence = self._sequence
-        if self._supervisor.stopped:
+        supervisor = self._supervisor
+        if supervisor.stopped:
             healthy, metrics = False, EngineMetrics(running=0, waiting=0)
         else:
+            start = supervisor.starts
             healthy, metrics = await asyncio.gather(self._probe.healthy(), self._probe.metrics())
-        supervisor = self._supervisor
+            healthy = healthy and supervisor.alive and supervisor.starts == start
+            if healthy:
+                supervisor.was_ready()
         engine = {
-            "healthy": healthy and supervisor.alive,
+            "healthy": healthy,
             "state": "draining" if self.draining and not supervisor.stopped else supervisor.state,
             "running": metrics.running,
             "waiting": metrics.waiting,

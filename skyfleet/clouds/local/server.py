@@ -303,7 +303,13 @@ class Api:
         if machine is None:
             return PlainTextResponse("Not Found", 404)
         path = request.path_params["path"]
-        return await metadata.answer(request, machine, path, self._service.secret, self._service.changed)
+        strike = self._service.faults.strike("metadata", machine.name, self._place_of(machine.name))
+        await strike.hold_up()
+        refusal = strike.effect.refusal(self._place_of(machine.name))
+        if refusal is not None:
+            return PlainTextResponse(refusal.raw, refusal.status)
+        answer = await metadata.answer(request, machine, path, self._service.secret, self._service.changed)
+        return await self._after(strike.effect, answer)
 
     async def virtual(self, _request: Request) -> Response:
         message = "a virtual machine of the local cloud serves no engine"
