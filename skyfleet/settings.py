@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     sweep_interval_seconds: float = Field(default=10.0, ge=1.0)
     compare_interval_seconds: float = Field(default=30.0, gt=0)  # of what the clouds have with what the database knows
     heartbeat_interval_seconds: float = Field(default=10.0, gt=0)  # asked of node agents
+    engine_hang_seconds: float = Field(default=60.0, gt=0)  # of silence, before an agent starts its engine anew
     termination_alert_seconds: float = 120.0  # a machine that will not go for this long raises an alert
 
     @model_validator(mode="before")

@@ -19,7 +19,7 @@ from skyfleet.agent.hang import BLIND_FACTOR, HangWatch
 from skyfleet.agent.supervisor import FAILING_RESTARTS
 from skyfleet.engines.http_server import HttpServer, Request, Response, json_response
 from skyfleet.engines.registry import engine
-from tests.agent.harness import AgentProcess, FakeControlPlane
+from tests.agent.harness import AgentProcess, FakeControlPlane, bare_python
 from tests.ports import free_port
 from tests.waiting import eventually
 
@@ -54,7 +54,7 @@ def engine_pid(agent: AgentProcess) -> int:
 async def test_an_engine_that_hangs_is_ended_and_started_anew(
     control_plane: FakeControlPlane, machine: Machine
 ) -> None:
-    agent = machine(engine_hang_after_s=HANG_AFTER_S)
+    agent = machine(engine_hang_after_s=HANG_AFTER_S, python=bare_python())  # the oldest one, if there is one
     agent.start()
     await eventually(lambda: serves(control_plane), what="a good heartbeat")
     assert last(control_plane)["agent"]["engine_last_restart_reason"] is None

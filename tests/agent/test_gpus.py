@@ -15,7 +15,7 @@ import pytest
 
 from api.schemas import GpuFigures
 from skyfleet.agent.nvml import LIBRARY
-from tests.agent.harness import AgentProcess, FakeControlPlane
+from tests.agent.harness import AgentProcess, FakeControlPlane, bare_python
 from tests.waiting import eventually
 
 Machine = Callable[..., AgentProcess]
@@ -80,7 +80,9 @@ def readers(agent: AgentProcess) -> list[int]:
 
 
 async def test_figures_errors_and_a_lost_gpu(control_plane: FakeControlPlane, machine: Machine, driver: Driver) -> None:
-    agent = machine(environ=driver.environ)
+    agent = machine(
+        environ=driver.environ, python=bare_python()
+    )  # the oldest one that it has to run on, if there is one
     agent.start()
     first, second = await eventually(lambda: gpus(control_plane), what="figures")
     assert first == {

@@ -36,7 +36,8 @@ The bench:
     POST   /v1/instances/{name}/preempt        {"notice_s": null}: spot only; null: as long as its cloud gives
     POST   /v1/instances/{name}/kill-agent     -9 to the main process; the machine runs on, and is billed
 
-`…/wait` counts as a `get` for fault rules. The API has no authentication: it listens on loopback and sells nothing.
+`…/wait` counts as a `get` for fault rules, and what machines ask under `/metadata` as `metadata`. The API has no
+authentication: it listens on loopback and sells nothing.
 
 Machines:
 
