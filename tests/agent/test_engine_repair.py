@@ -91,6 +91,17 @@ async def test_a_hung_engine_and_its_children_are_gone_when_the_agent_is_told_to
     assert agent.engine_processes() == []
 
 
+async def test_kill_minus_9_of_the_agent_leaves_no_engine_that_hangs(
+    control_plane: FakeControlPlane, machine: Machine
+) -> None:
+    agent = machine()
+    agent.start()
+    await eventually(lambda: serves(control_plane), what="a good heartbeat")
+    os.kill(engine_pid(agent), signal.SIGSTOP)
+    agent.signal(signal.SIGKILL)
+    await eventually(lambda: agent.engine_processes() == [], timeout_s=5, what="no process left")
+
+
 class StallingEngine:
     """An HTTP server that can be late with its health while its figures move, or be silent altogether."""
 
