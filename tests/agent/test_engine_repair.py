@@ -151,9 +151,9 @@ class Judged:
 
 
 class Watched:
-    """A watch, over that engine, that takes half a second's silence for a hang."""
+    """A watch, over that engine, that takes a second's silence for a hang."""
 
-    HANG_AFTER_S = 0.5
+    HANG_AFTER_S = 1.0
 
     def __init__(self, stalling: StallingEngine, kind: str) -> None:
         self.excused = False

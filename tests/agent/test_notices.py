@@ -303,7 +303,7 @@ async def test_a_service_that_misbehaves_disturbs_nobody_and_is_heard_once_it_is
     beats = len(control_plane.heartbeats)
     broken_at = time.monotonic()
     await eventually(lambda: len(control_plane.heartbeats) >= beats + 10, what="ten more heartbeats")
-    assert time.monotonic() - broken_at < 6  # every 0.2 s
+    assert time.monotonic() - broken_at < 15  # every 0.2 s, and not after 3 s of patience each
     assert all(call.body["engine"]["healthy"] for call in control_plane.heartbeats[beats:])
     assert control_plane.warnings == []
     metadata.broken = None
