@@ -236,6 +236,7 @@ def build_workers(
         control_plane_url=config.public_url,
         agent=(bundle.version(), bundle.sha256()),
         heartbeat_interval_s=config.heartbeat_interval_seconds,
+        engine_hang_after_s=config.engine_hang_seconds,
         termination_alert_s=config.termination_alert_seconds,
     )
     sweep = SweepActivities(

@@ -55,6 +55,7 @@ class MachineActivities(MachineSteps):
         control_plane_url: str,
         agent: tuple[str, str],
         heartbeat_interval_s: float = 10.0,
+        engine_hang_after_s: float = 60.0,
         termination_alert_s: float = 120.0,
     ) -> None:
         self._database = database
@@ -64,6 +65,7 @@ class MachineActivities(MachineSteps):
         self._control_plane_url = control_plane_url
         self._agent_version, self._agent_sha256 = agent
         self._heartbeat_interval_s = heartbeat_interval_s
+        self._engine_hang_after_s = engine_hang_after_s
         self._termination_alert_s = termination_alert_s
 
     # --- have one -------------------------------------------------------------------------------------------
@@ -144,6 +146,7 @@ class MachineActivities(MachineSteps):
             engine=EngineSpec(name=engine, args=spec.engine_args, command=spec.engine_command),
             env=spec.env,
             heartbeat_interval_s=self._heartbeat_interval_s,
+            engine_hang_after_s=self._engine_hang_after_s,
             sandbox=offer.sandbox,
         )
         return first_asked, boot, spec.tags

@@ -265,12 +265,12 @@ class FleetWatch(WatchSteps):
         if wanted and not poll.running and len(fleet.tasks) < _POLLS_AT_ONCE:
             poll.running = True
             self._begin(fleet, self._ask_engine(poll, node))
-        if now - poll.at <= _STALE * self._poll_interval_s:
+        if poll.well is not None and now - poll.at <= _STALE * self._poll_interval_s:
             if poll.well:
                 return Signal.YES
-            # One lost packet is no verdict, unless the heartbeat is missing too. An engine that never answered us may
-            # be behind a network that leads to the control plane and not back: that says nothing of the engine.
-            if poll.reached and (poll.failures > 1 or suspicious):
+            # One lost packet is no verdict, unless something else is amiss. An engine that never answered us may be
+            # behind a network that leads to the control plane and not back: then its agent's word counts.
+            if not fresh or (poll.reached and (poll.failures > 1 or suspicious)):
                 return Signal.NO
         if fresh and node.engine_healthy is not None:
             return Signal.YES if node.engine_healthy else Signal.NO
@@ -341,8 +341,10 @@ class FleetWatch(WatchSteps):
         health = fleet.healths[node.id]
         remedy = due(health, now, self._policy)
         lasted = _words(now - (health.sick_since or now))
-        if remedy is Remedy.REPLACE:
-            why = f"{health.verdict.detail}, for {lasted}"
+        failing = node.engine_failing and not health.verdict.routable
+        if remedy is Remedy.REPLACE or failing:
+            # There is nothing to wait for when the agent's own restarts do not help.
+            why = f"{health.verdict.detail}, for {lasted}" + (", and restarts do not help" if failing else "")
             since = fleet.breaker.open_since
             if since is None:
                 return _Decision(node, "replace", why, "replace")

@@ -280,15 +280,21 @@ assert {stage.value for stage in AGENT_STAGES} | {"ENGINE_FAILED"} == set(
 )
 
 _Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+_Tally = Annotated[int, Field(ge=0, lt=2**64)]
 _Figure = Annotated[float, Field(ge=0, le=1e12)]
 
 
 class EngineFigures(BaseModel):
-    """The engine, as the agent polls it. `kv_cache_usage` is a fraction of 1."""
+    """The engine, as the agent polls it. `kv_cache_usage` is a fraction of 1.
+
+    `state`: `starting`, `serving`, `restarting` (none runs at the moment), `draining`, `stopped`, or `failing`, which
+    means five restarts within the last half hour, whether it serves just now or not.
+    """
 
     model_config = _LENIENT
 
     healthy: bool
+    state: Annotated[str, Field(max_length=20)] | None = None
     running: _Count | None = None
     waiting: _Count | None = None
     kv_cache_usage: _Figure | None = None
@@ -296,7 +302,11 @@ class EngineFigures(BaseModel):
 
 
 class GpuFigures(BaseModel):
-    """One GPU. `utilization` in percent, memory in GB, temperature in degrees Celsius."""
+    """One GPU. `utilization` in percent, memory in GB, temperature in degrees Celsius.
+
+    `ecc_uncorrected_errors` counts since the driver was loaded. `last_xid` is the last critical error that the driver
+    reported by that number since the agent looks; `problem` is why figures could not be read.
+    """
 
     model_config = _LENIENT
 
@@ -306,16 +316,22 @@ class GpuFigures(BaseModel):
     memory_used_gb: _Figure | None = None
     memory_total_gb: _Figure | None = None
     temperature_c: float | None = Field(default=None, ge=-300, le=10_000)
+    ecc_uncorrected_errors: _Tally | None = None
+    last_xid: _Tally | None = None
+    last_xid_at: AwareDatetime | None = None
+    problem: Annotated[str, Field(max_length=500)] = ""
 
 
 class AgentFigures(BaseModel):
-    """The agent itself."""
+    """The agent itself, and how often it had to start its engine anew: after a crash, or because it hung."""
 
     model_config = _LENIENT
 
     version: Annotated[str, Field(max_length=100)] = ""
     uptime_s: _Figure | None = None
     engine_restarts: _Count = 0
+    engine_last_restart_at: AwareDatetime | None = None
+    engine_last_restart_reason: Annotated[str, Field(max_length=500)] | None = None
 
 
 class HeartbeatRequest(BaseModel):
@@ -331,10 +347,15 @@ class HeartbeatRequest(BaseModel):
 
 
 class TerminationWarning(BaseModel):
-    """The cloud's notice that the machine will be taken away."""
+    """The cloud's notice about the machine.
+
+    `kind`: it will be taken away (`preemption`), it is at a raised risk of that (`rebalance`), or it will be worked on
+    (`maintenance`).
+    """
 
     model_config = _LENIENT
 
+    kind: Literal["preemption", "rebalance", "maintenance"] = "preemption"
     deadline: AwareDatetime | None = None
     source: Annotated[str, Field(min_length=1, max_length=100)]
     detail: Annotated[str, Field(max_length=2000)] = ""

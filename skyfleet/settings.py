@@ -80,6 +80,7 @@ class Settings(BaseSettings):
     grace_engine_seconds: float = Field(default=300.0, ge=0)  # the agent is well, the engine is not
     grace_unreachable_seconds: float = Field(default=120.0, ge=0)  # neither answers, the cloud has the machine
     grace_suspect_seconds: float = Field(default=60.0, ge=0)  # only the engine answers, the cloud has no such machine
+    engine_hang_seconds: float = Field(default=60.0, gt=0)  # of silence, before an agent starts its engine anew
     termination_alert_seconds: float = 120.0  # a machine that will not go for this long raises an alert
 
     @model_validator(mode="before")

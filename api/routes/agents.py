@@ -51,6 +51,14 @@ _ORDER = (
 )
 
 
+_PREEMPTION = "preemption"
+_NOTICE = {
+    _PREEMPTION: "takes the machine away",
+    "rebalance": "may take the machine away soon",
+    "maintenance": "works on the machine",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Claim:
     """An attempt, its launch and its node, held against other writers until the transaction ends."""
@@ -358,22 +366,31 @@ async def heartbeat(request: Request, node_id: NodeId, body: HeartbeatRequest, s
     openapi_extra={"security": []},
 )
 async def termination_warning(request: Request, node_id: NodeId, body: TerminationWarning, services: Svc) -> Recorded:
-    """The cloud's notice that the machine will be taken away, with its deadline.
+    """The cloud's notice about the machine: it will be taken away, may be, or is worked on.
 
-    The node is out of rotation when this is answered; its workflow asks for another.
+    A node that is taken away is out of rotation when this is answered; its workflow asks for another. Repeating a
+    notice changes nothing, and advice that arrives late does not hide that the machine is taken away.
     """
     async with services.database.transaction() as session:
         nodes = NodeRepository(session)
         node = _admit(await nodes.get(node_id, lock=True), node_id, sha256(bearer(request) or ""))
-        when = f" at {utc_text(body.deadline)}" if body.deadline else ""
-        node.termination_warning = {**body.model_dump(mode="json"), "received_at": utcnow().isoformat()}
-        node.status_message = f"{node.provider} takes the machine away{when} ({body.source})"
-        node.routable = False
-        if node.status == NodeStatus.READY.value:
-            node.status = NodeStatus.DRAINING.value
-        await nodes.tell(
-            node_id, kind="preemption", message=node.status_message, data=body.model_dump(mode="json"), dedupe="warned"
-        )
+        known = node.termination_warning or {}
+        taken = body.kind == _PREEMPTION
+        if taken or known.get("kind", _PREEMPTION if known else None) != _PREEMPTION:
+            node.termination_warning = {**body.model_dump(mode="json"), "received_at": utcnow().isoformat()}
+            when = f" at {utc_text(body.deadline)}" if body.deadline else ""
+            node.status_message = f"{node.provider} {_NOTICE[body.kind]}{when} ({body.source})"
+            await nodes.tell(
+                node_id,
+                kind="preemption" if taken else "notice",
+                message=node.status_message,
+                data=body.model_dump(mode="json"),
+                dedupe=f"notice:{body.kind}:{body.deadline}",
+            )
+        if taken:
+            node.routable = False
+            if node.status == NodeStatus.READY.value:
+                node.status = NodeStatus.DRAINING.value
         AuditRepository(session).add(
             principal=f"node:{node_id}",
             action="node.termination_warning",
@@ -383,7 +400,8 @@ async def termination_warning(request: Request, node_id: NodeId, body: Terminati
             remote=remote(request),
         )
     warning = node.preemption_warned()
-    assert warning is not None
+    if warning is None:  # advice: the node serves on
+        return Recorded()
     try:
         await services.workflows.warn_of_preemption(node.workflow_input(), warning, timeout_s=TALK_TIMEOUT_S)
     except WorkflowsUnavailable as error:

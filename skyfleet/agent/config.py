@@ -12,6 +12,7 @@ from skyfleet import __version__
 
 EVERY_ADDRESS = ("0.0.0.0", "::")
 LOOPBACK = "127.0.0.1"
+_HANG_AFTER_S = 60.0
 
 
 class BootError(Exception):
@@ -25,7 +26,8 @@ class Boot:
     `host` is the address that the engine binds, `advertise_host` the one that it is reached at if that is another;
     `port` is the engine's, 0 for one that is free on a machine that others use too;
     `heartbeat_interval_s` is seconds, as is `control_plane_patience_s`: a control plane that is away for longer is gone
-    for good, and the machine with it (None: it is waited for).
+    for good, and the machine with it (None: it is waited for). `metadata_url` is where the cloud's instance metadata
+    is, if not at its usual address; an engine that was silent for `engine_hang_after_s` hangs (see `hang`).
     """
 
     control_plane_url: str
@@ -50,6 +52,8 @@ class Boot:
     shutdown_command: tuple[str, ...] = ()
     advertise_host: str | None = None
     control_plane_patience_s: float | None = None
+    metadata_url: str | None = None
+    engine_hang_after_s: float = _HANG_AFTER_S
 
     @property
     def endpoint_url(self) -> str:
@@ -116,6 +120,8 @@ def load_boot(path: str) -> Boot:
         shutdown_command=_strings(raw, "shutdown_command"),
         advertise_host=_optional_text(raw, "advertise_host"),
         control_plane_patience_s=_optional_seconds(raw, "control_plane_patience_s"),
+        metadata_url=(_optional_text(raw, "metadata_url") or "").rstrip("/") or None,
+        engine_hang_after_s=_optional_seconds(raw, "engine_hang_after_s") or _HANG_AFTER_S,
     )
 
 

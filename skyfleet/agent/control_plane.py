@@ -1,4 +1,4 @@
-"""Talks to the control plane: stage reports, registration, heartbeats.
+"""Talks to the control plane: stage reports, registration, heartbeats, notices of the cloud.
 
 What the control plane answers decides what becomes of the machine:
 
@@ -32,6 +32,10 @@ _SAID_BEFORE_FINAL = 3
 _FIRST_BACK_OFF_S = 0.5
 _MAX_BACK_OFF_S = 15.0
 _REQUEST_TIMEOUT_S = 10.0
+#: A machine that is taken away has seconds: a warning that is not answered soon is sent again.
+_WARNING_TIMEOUT_S = 3.0
+#: A control plane that cannot read a warning will not read it the next time either.
+_UNREADABLE = (400, 413, 422)
 _MAX_DETAIL_CHARS = 500
 
 
@@ -130,6 +134,21 @@ class ControlPlane:
         directive = answer.json().get("directive") if answer is not None else None
         return directive if isinstance(directive, str) else None
 
+    async def warn(self, key: str, *, kind: str, source: str, detail: str, deadline: str | None) -> bool:
+        """Say once that the cloud takes the machine away or works on it; whether that is done. Raises `Dismissed`.
+
+        Hearing it twice is hearing it once, so an answer that was lost is no harm.
+        """
+        answer = await self._once(
+            "termination_warning",
+            f"{self._node}/termination-warning",
+            {"kind": kind, "source": source, "detail": detail, "deadline": deadline},
+            {"Authorization": f"Bearer {key}"},
+            timeout_s=_WARNING_TIMEOUT_S,
+            final=_UNREADABLE,
+        )
+        return answer is not None
+
     def _with_token(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._boot.registration_token}"}
 
@@ -141,10 +160,18 @@ class ControlPlane:
                 return answer
             await asyncio.sleep(back_off.delay_s())
 
-    async def _once(self, what: str, url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer | None:
-        """One request; None when it has to be tried again. Raises `Dismissed`."""
+    async def _once(
+        self,
+        what: str,
+        url: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+        timeout_s: float = _REQUEST_TIMEOUT_S,
+        final: Sequence[int] = (),
+    ) -> Answer | None:
+        """One request; None when it has to be tried again (a status of `final` has not). Raises `Dismissed`."""
         try:
-            answer = await request("POST", url, headers=headers, body=body, timeout_s=_REQUEST_TIMEOUT_S)
+            answer = await request("POST", url, headers=headers, body=body, timeout_s=timeout_s)
         except Unreachable as error:
             log("control_plane.away", level="warning", what=what, reason=error)
             patience_s = self._boot.control_plane_patience_s
@@ -159,4 +186,4 @@ class ControlPlane:
         self._unknown_in_a_row = self._unknown_in_a_row + 1 if answer.status in _UNKNOWN else 0
         if answer.status == GONE or self._unknown_in_a_row >= _SAID_BEFORE_FINAL:
             raise Dismissed(answer.status)
-        return None
+        return answer if answer.status in final else None

@@ -7,6 +7,7 @@ from typing import Any
 
 from skyfleet.agent.config import Boot
 from skyfleet.agent.control_plane import BackOff, ControlPlane
+from skyfleet.agent.gpus import GpuWatch
 from skyfleet.agent.logs import log, now_iso
 from skyfleet.agent.probe import EngineProbe
 from skyfleet.agent.state import StateDir
@@ -25,7 +26,8 @@ class Heartbeats:
 
     Draining, the engine serves on until it reported twice, a second apart, that nothing runs or waits, or until
     `drain_deadline_s` has passed; then it is stopped and the node heartbeats on, unhealthy and idle, until the control
-    plane says `shutdown`. A `continue` before that calls the drain off.
+    plane says `shutdown`. A `continue` before that calls the drain off, unless the machine is to be taken away
+    (`drain_for_good`).
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Heartbeats:
         control_plane: ControlPlane,
         supervisor: EngineSupervisor,
         probe: EngineProbe,
+        gpus: GpuWatch,
         state: StateDir,
         boot: Boot,
         drain_deadline_s: float,
@@ -40,6 +43,7 @@ class Heartbeats:
         self._control_plane = control_plane
         self._supervisor = supervisor
         self._probe = probe
+        self._gpus = gpus
         self._state = state
         self._version = boot.agent_version
         self._interval_s = boot.heartbeat_interval_s
@@ -47,6 +51,17 @@ class Heartbeats:
         self._sequence = self._reserved = 0
         self._started = asyncio.get_running_loop().time()
         self._draining: asyncio.Task[None] | None = None
+        self._for_good = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether the engine finishes what it has, to be stopped then."""
+        return self._draining is not None
+
+    def drain_for_good(self) -> None:
+        """Drain without being asked: the cloud takes the machine away, whatever the control plane says or knows."""
+        self._for_good = True
+        self._drain_now()
 
     async def run(self, key: str) -> None:
         """Heartbeat until told to shut down. Raises `Dismissed`."""
@@ -70,12 +85,16 @@ class Heartbeats:
             self._call_off()
 
     def _obey(self, directive: str) -> None:
-        if directive == "drain" and self._draining is None:
-            log("drain.started", deadline_s=self._drain_deadline_s)
-            self._draining = asyncio.ensure_future(self._drain())
-        elif directive == "continue" and self._draining is not None and not self._supervisor.stopped:
+        if directive == "drain":
+            self._drain_now()
+        elif directive == "continue" and self.draining and not self._for_good and not self._supervisor.stopped:
             log("drain.called_off")
             self._call_off()
+
+    def _drain_now(self) -> None:
+        if self._draining is None:
+            log("drain.started", deadline_s=self._drain_deadline_s)
+            self._draining = asyncio.ensure_future(self._drain())
 
     def _call_off(self) -> None:
         if self._draining is not None:
@@ -94,7 +113,8 @@ class Heartbeats:
         idle = 0
         while idle < _IDLE_LOOKS:
             metrics = await self._probe.metrics()
-            idle = idle + 1 if metrics.running == 0 and not metrics.waiting else 0
+            nothing = metrics.running == 0 and not metrics.waiting
+            idle = idle + 1 if nothing or not self._supervisor.alive else 0
             await asyncio.sleep(_IDLE_LOOK_EVERY_S)
 
     async def _body(self) -> dict[str, Any]:
@@ -103,12 +123,18 @@ class Heartbeats:
             self._reserved = self._sequence + _RESERVE
         self._sequence += 1
         sequence = self._sequence
-        if self._supervisor.stopped:
+        supervisor = self._supervisor
+        if supervisor.stopped:
             healthy, metrics = False, EngineMetrics(running=0, waiting=0)
         else:
+            start = supervisor.starts
             healthy, metrics = await asyncio.gather(self._probe.healthy(), self._probe.metrics())
+            healthy = healthy and supervisor.alive and supervisor.starts == start
+            if healthy:
+                supervisor.was_ready()
         engine = {
-            "healthy": healthy and self._supervisor.alive,
+            "healthy": healthy,
+            "state": "draining" if self.draining and not supervisor.stopped else supervisor.state,
             "running": metrics.running,
             "waiting": metrics.waiting,
             "kv_cache_usage": metrics.kv_cache_usage,
@@ -118,10 +144,12 @@ class Heartbeats:
             "at": now_iso(),
             "sequence": sequence,
             "engine": engine,
-            "gpus": [],
+            "gpus": self._gpus.figures(),
             "agent": {
                 "version": self._version,
                 "uptime_s": round(asyncio.get_running_loop().time() - self._started, 3),
-                "engine_restarts": self._supervisor.restarts,
+                "engine_restarts": supervisor.restarts,
+                "engine_last_restart_at": supervisor.last_restart_at,
+                "engine_last_restart_reason": supervisor.last_restart_reason,
             },
         }

@@ -2,6 +2,9 @@
 
     boot → INSTALLING → engine started → stages read from its log → health endpoint answers → register → heartbeats
 
+Beside the heartbeats run three watches that cannot hold them up: of the GPUs, of an engine that hangs, and of the
+cloud's notice that it takes the machine away.
+
 How it ends:
 
 - the control plane says `shutdown`, or that it gave this machine up (see `control_plane`): engine stopped, machine
@@ -24,9 +27,12 @@ from typing import Any, TypeVar
 
 from skyfleet.agent.config import Boot
 from skyfleet.agent.control_plane import ControlPlane, Dismissed
+from skyfleet.agent.gpus import GpuWatch
+from skyfleet.agent.hang import HangWatch
 from skyfleet.agent.heartbeat import Heartbeats
 from skyfleet.agent.logs import hide, log, now_iso
-from skyfleet.agent.probe import EngineProbe
+from skyfleet.agent.notices import NoticeWatch
+from skyfleet.agent.probe import EngineProbe, heartbeat_timeout_s
 from skyfleet.agent.shutdown import power_off
 from skyfleet.agent.stages import INSTALLING, StageReporter
 from skyfleet.agent.state import StateDir
@@ -109,7 +115,8 @@ class Agent:
         supervisor = EngineSupervisor(chosen, launch, dict(self._boot.env), self._state, self._observe)
         self._supervisor = supervisor
         supervisor.end_previous()
-        probe = EngineProbe(chosen, self._boot.local_url, self._boot.heartbeat_interval_s)
+        boot = self._boot
+        probe = EngineProbe(chosen, boot.local_url, heartbeat_timeout_s(boot.heartbeat_interval_s))
         if key is None:
             self._in_background(supervisor.run())
             key = await self._unless_failed(self._start_and_register(supervisor, probe))
@@ -118,7 +125,12 @@ class Agent:
             supervisor.was_ready()
             self._in_background(supervisor.run())
         hide([key])
-        heartbeats = Heartbeats(self._control_plane, supervisor, probe, self._state, self._boot, self._drain_deadline_s)
+        gpus = GpuWatch(boot.heartbeat_interval_s)
+        heartbeats = Heartbeats(self._control_plane, supervisor, probe, gpus, self._state, boot, self._drain_deadline_s)
+        hangs = HangWatch(supervisor, chosen, boot.local_url, boot.engine_hang_after_s, lambda: heartbeats.draining)
+        notices = NoticeWatch(boot, self._control_plane, key, heartbeats.drain_for_good)
+        for watch in (gpus, hangs, notices):
+            self._in_background(watch.run())
         await self._unless_failed(heartbeats.run(key))
 
     async def _install(self) -> tuple[Engine, EngineLaunch]:

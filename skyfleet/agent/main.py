@@ -12,12 +12,16 @@ _DRAIN_DEADLINE_S = 600.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the agent, or `install`, `engine-echo`, `engine-guard`; the exit status, 2 for a start that cannot work."""
+    """Run the agent, or `install`, `engine-echo`, `engine-guard`, `gpu-reader`; the exit status, 2 for a bad start."""
     # Imported here, each alone: the guard lives beside every engine and should stay small.
     if argv and argv[0] == "engine-guard":
         from skyfleet.agent import guard
 
         return guard.main(argv[1:])
+    if argv and argv[0] == "gpu-reader":
+        from skyfleet.agent import nvml
+
+        return nvml.main(argv[1:])
     if argv and argv[0] == "install":
         from skyfleet.agent import install
 

@@ -11,16 +11,18 @@ _MAX_TIMEOUT_S = 5.0
 _MIN_TIMEOUT_S = 1.0
 
 
+def heartbeat_timeout_s(heartbeat_interval_s: float) -> float:
+    """How long a heartbeat waits for an engine that may hang: half its interval, from 1 to 5 s."""
+    return min(_MAX_TIMEOUT_S, max(heartbeat_interval_s / 2, _MIN_TIMEOUT_S))
+
+
 class EngineProbe:
-    """Health and figures of the engine at `url`.
+    """Health and figures of the engine at `url`; each answer is waited for `timeout_s`."""
 
-    An engine that hangs must not hold up heartbeats, so an answer is waited for half a heartbeat (5 s at most).
-    """
-
-    def __init__(self, engine: Engine, url: str, heartbeat_interval_s: float) -> None:
+    def __init__(self, engine: Engine, url: str, timeout_s: float) -> None:
         self._engine = engine
         self._url = url
-        self._timeout_s = min(_MAX_TIMEOUT_S, max(heartbeat_interval_s / 2, _MIN_TIMEOUT_S))
+        self._timeout_s = timeout_s
         self._last: tuple[float, float] | None = None
 
     async def healthy(self) -> bool:

@@ -9,10 +9,11 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 
 from skyfleet.agent.engine_log import EngineLog
-from skyfleet.agent.logs import log
+from skyfleet.agent.logs import log, now_iso
 from skyfleet.agent.processes import end_group, engine_group
 from skyfleet.agent.state import StateDir
 from skyfleet.engines.base import Engine, EngineLaunch, EngineUnavailable
@@ -22,9 +23,13 @@ STOP_GRACE_S = 10.0
 FAILURE_LOG_LINES = 40
 _FIRST_BACK_OFF_S = 1.0
 _MAX_BACK_OFF_S = 30.0
-#: An engine that ran this long is well again: its next crash starts the back-off from the beginning.
+#: An engine that served this long is well again: its next crash starts the back-off from the beginning.
 _WELL_AFTER_S = 60.0
+#: An engine that was restarted this often within that time is failing, whatever it does at the moment.
+FAILING_RESTARTS = 5
+FAILING_WITHIN_S = 1800.0
 _LAST_OUTPUT_S = 2.0
+_MAX_REASON_CHARS = 300
 #: In the environment of every process of the engine, so that none is missed when they are ended.
 _MARK = "SKYFLEET_ENGINE_MARK"
 
@@ -42,7 +47,8 @@ class EngineSupervisor:
     """One engine process (under its guard) at a time.
 
     `observe` is called with each line of the engine's log. Before `was_ready()` an engine that ends raises
-    `EngineFailed` out of `run`; after it, the engine is started again after 1, 2, 4 … 30 s.
+    `EngineFailed` out of `run`; after it, the engine is started again after 1, 2, 4 … 30 s, for as long as it takes:
+    that it is `failing` is for others to act on.
     """
 
     def __init__(
@@ -63,7 +69,13 @@ class EngineSupervisor:
         self.ready = False
         self._stopping = False
         self._mark = secrets.token_hex(8)
+        self._serving_since: float | None = None
+        self._ended_because: str | None = None
+        self._restarted: deque[float] = deque(maxlen=FAILING_RESTARTS)
+        self.starts = 0
         self.restarts = 0
+        self.last_restart_at: str | None = None
+        self.last_restart_reason: str | None = None
 
     @property
     def alive(self) -> bool:
@@ -75,9 +87,33 @@ class EngineSupervisor:
         """Whether the engine was stopped on purpose, for good."""
         return self._stopping
 
+    @property
+    def serving(self) -> bool:
+        """Whether the process that runs now has served."""
+        return self.alive and self._serving_since is not None
+
+    @property
+    def failing(self) -> bool:
+        """Whether the engine was restarted `FAILING_RESTARTS` times within the last `FAILING_WITHIN_S`."""
+        full = len(self._restarted) == FAILING_RESTARTS
+        return full and asyncio.get_running_loop().time() - self._restarted[0] <= FAILING_WITHIN_S
+
+    @property
+    def state(self) -> str:
+        """In a word: `starting`, `serving`, `restarting` (none runs), `failing` or `stopped`."""
+        if self._stopping:
+            return "stopped"
+        if self.failing:
+            return "failing"
+        if not self.alive:
+            return "restarting"
+        return "serving" if self.serving else "starting"
+
     def was_ready(self) -> None:
-        """The engine has served once: from now on a crash is answered with a restart."""
+        """The engine has served: from now on its end is answered with a restart, and so is its silence."""
         self.ready = True
+        if self.alive and self._serving_since is None:
+            self._serving_since = asyncio.get_running_loop().time()
 
     def end_previous(self) -> None:
         """End what an engine that was started from this state folder may have left running."""
@@ -91,16 +127,18 @@ class EngineSupervisor:
         back_off = _FIRST_BACK_OFF_S
         loop = asyncio.get_running_loop()
         while True:
-            started = loop.time()
+            self._serving_since = self._ended_because = None
+            self.starts += 1
             try:
                 reason = _how_it_ended(await self._run_once())
             except (EngineUnavailable, OSError) as error:
                 reason = str(error)
+            reason = self._ended_because or reason
             if self._stopping:
                 return
             if not self.ready:
                 raise EngineFailed(reason, self._log.tail(FAILURE_LOG_LINES))
-            if loop.time() - started > _WELL_AFTER_S:
+            if self._serving_since is not None and loop.time() - self._serving_since > _WELL_AFTER_S:
                 back_off = _FIRST_BACK_OFF_S
             log("engine.ended", level="error", reason=reason, restart_in_s=back_off)
             await asyncio.sleep(back_off)
@@ -108,20 +146,39 @@ class EngineSupervisor:
                 return
             back_off = min(2 * back_off, _MAX_BACK_OFF_S)
             self.restarts += 1
+            self.last_restart_at, self.last_restart_reason = now_iso(), reason[:_MAX_REASON_CHARS]
+            self._restarted.append(loop.time())
+
+    async def restart(self, start: int, why: str) -> None:
+        """End the engine that was started as the `start`th, for `run` to start another; nothing if it is gone."""
+        if start != self.starts or not self.alive or self._stopping:
+            return
+        log("engine.restarting", level="error", reason=why)
+        self._ended_because = why
+        await self._end()
+        if start == self.starts and self.alive:
+            # The guard is gone or stuck. A process that the kernel holds on to is waited for elsewhere (`run`).
+            await asyncio.to_thread(self.end_previous)
 
     async def stop(self) -> None:
         """End the engine for good: SIGTERM, and SIGKILL to all that is left after 10 s. Safe to call twice."""
         self._stopping = True
-        if self._process is not None and self._exit is not None and not self._exit.done():
+        if self.alive:
             log("engine.stopping")
-            self._process.send_signal(signal.SIGTERM)
-            await asyncio.wait({self._exit}, timeout=STOP_GRACE_S + 3)
+            await self._end()
         # Nothing is left here unless the guard was killed or is stuck.
         self.end_previous()
 
     def close(self) -> None:
         """Close the engine's log file."""
         self._log.close()
+
+    async def _end(self) -> None:
+        """Have the guard end the engine that runs, and wait for as long as that may take."""
+        assert self._process is not None
+        assert self._exit is not None
+        self._process.send_signal(signal.SIGTERM)
+        await asyncio.wait({self._exit}, timeout=STOP_GRACE_S + 3)
 
     async def _run_once(self) -> int:
         """Start the engine and wait for its end; returns its status."""

@@ -234,7 +234,7 @@ class NodeRow(SQLModel, table=True):
 
     def preemption_warned(self) -> PreemptionWarned | None:
         """The cloud's notice that it takes the machine, if there was one."""
-        if self.termination_warning is None:
+        if self.termination_warning is None or self.termination_warning.get("kind", "preemption") != "preemption":
             return None
         return PreemptionWarned.model_validate(self.termination_warning)
 

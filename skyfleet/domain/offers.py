@@ -114,6 +114,7 @@ class NodeBoot(BaseModel):
     engine: EngineSpec
     env: dict[str, str] = {}
     heartbeat_interval_s: float = 10.0
+    engine_hang_after_s: float = 60.0
     sandbox: bool = False
 
 

@@ -298,7 +298,11 @@ async def test_a_cloud_that_errs_says_nothing(fleet: Fleet) -> None:
 
 async def test_an_engine_that_is_down_takes_the_node_out_of_rotation(fleet: Fleet) -> None:
     async with watching(fleet):
-        await fleet.becomes("n0", Condition.HEALTHY)
+
+        async def reached() -> bool:
+            return (await fleet.node("n0")).reached_at is not None
+
+        await eventually(reached, what="an answer to a poll")
         fleet.engines.discard("n0")
         assert not (await fleet.becomes("n0", Condition.DEGRADED)).routable
         fleet.engines.add("n0")

@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,15 +38,16 @@ def bare_python() -> str | None:
 
 @dataclass
 class Call:
-    """One request that the fake control plane got."""
+    """One request that the fake control plane got; `at` is seconds of the monotonic clock."""
 
     path: str
     headers: dict[str, str]
     body: dict[str, Any]
+    at: float = field(default_factory=time.monotonic)
 
 
 class FakeControlPlane:
-    """Answers like the control plane; `on_stage`, `on_register` and `on_heartbeat` may answer otherwise.
+    """Answers like the control plane; `on_stage`, `on_register`, `on_heartbeat` and `on_warning` may answer otherwise.
 
     A hook returns a status, "lost" (the request took effect, the answer is lost), or None for the usual answer.
     """
@@ -54,10 +57,12 @@ class FakeControlPlane:
         self.stages: list[Call] = []
         self.registrations: list[Call] = []
         self.heartbeats: list[Call] = []
+        self.warnings: list[Call] = []
         self.directive = "continue"
         self.on_stage: Callable[[Call], int | str | None] = lambda call: None
         self.on_register: Callable[[Call], int | str | None] = lambda call: None
         self.on_heartbeat: Callable[[Call], int | str | None] = lambda call: None
+        self.on_warning: Callable[[Call], int | str | None] = lambda call: None
         self._server: HttpServer | None = None
 
     @property
@@ -91,6 +96,10 @@ class FakeControlPlane:
             self.heartbeats.append(call)
             right = call.headers.get("authorization") == f"Bearer {HEARTBEAT_KEY}"
             return self._reply(self.on_heartbeat(call) if right else 401, {"directive": self.directive})
+        if request.path == "/admin/nodes/node-1/termination-warning":
+            self.warnings.append(call)
+            right = call.headers.get("authorization") == f"Bearer {HEARTBEAT_KEY}"
+            return self._reply(self.on_warning(call) if right else 401, {"status": "recorded"})
         return json_response({"detail": f"no such path {request.path}"}, 404)
 
     def _reply(self, wanted: int | str | None, usual: dict[str, Any]) -> Response:
@@ -101,6 +110,56 @@ class FakeControlPlane:
         return json_response(usual)
 
 
+class FakeMetadata:
+    """A metadata service that says what `values` has (path with query -> body), and 404 to the rest.
+
+    `broken` is a status, bytes that are sent instead of an answer, or None; `held` makes every request wait.
+    """
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.values: dict[str, str] = {}
+        self.asked: Counter[str] = Counter()
+        self.headers: dict[str, str] = {}
+        self.broken: int | bytes | None = None
+        self.held = asyncio.Event()
+        self.held.set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._answer, "127.0.0.1", self.port)
+
+    async def stop(self) -> None:
+        self.held.set()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            first, *lines = head.split("\r\n")
+            path = first.split(" ")[1]
+            self.headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines if line)}
+            self.asked[path] += 1
+            await self.held.wait()
+            if isinstance(self.broken, bytes):
+                writer.write(self.broken)
+            else:
+                status = self.broken or (200 if path in self.values else 404)
+                body = self.values.get(path, "not found").encode()
+                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the agent gave the request up
+        finally:
+            writer.close()
+
+
 @dataclass
 class AgentProcess:
     """One machine: its folder, and the agent process on it."""
@@ -109,6 +168,7 @@ class AgentProcess:
     boot: dict[str, Any]
     python: str = sys.executable
     options: tuple[str, ...] = ()
+    env: dict[str, str] | None = None
     process: subprocess.Popen[bytes] | None = None
     runs: list[Path] = field(default_factory=list)
 
@@ -133,7 +193,9 @@ class AgentProcess:
         self.runs.append(self.folder / f"agent-{len(self.runs)}.log")
         argv = [self.python, "-I", "-S", str(agent), "--boot", str(boot), "--state-dir", str(self.state), *self.options]
         with open(self.runs[-1], "wb") as log:
-            self.process = subprocess.Popen(argv, stderr=log, stdout=log, stdin=subprocess.DEVNULL, cwd=self.folder)
+            self.process = subprocess.Popen(
+                argv, stderr=log, stdout=log, stdin=subprocess.DEVNULL, cwd=self.folder, env=self.env
+            )
 
     @property
     def exit_status(self) -> int | None:

@@ -74,10 +74,12 @@ async def test_full_life(control_plane: FakeControlPlane, machine: Machine, pyth
         what="a heartbeat that saw tokens",
     )
     beat = control_plane.heartbeats[-1].body
-    assert set(beat["engine"]) == {"healthy", "running", "waiting", "kv_cache_usage", "tokens_per_second"}
+    figures = {"healthy", "state", "running", "waiting", "kv_cache_usage", "tokens_per_second"}
+    assert set(beat["engine"]) == figures
+    assert beat["engine"]["state"] == "serving"
     assert (beat["engine"]["running"], beat["engine"]["waiting"], beat["gpus"]) == (0, 0, [])
     assert beat["agent"]["version"] == bundle.version()
-    assert beat["agent"]["engine_restarts"] == 0
+    assert (beat["agent"]["engine_restarts"], beat["agent"]["engine_last_restart_at"]) == (0, None)
     assert [call.body["sequence"] for call in control_plane.heartbeats] == list(
         range(1, len(control_plane.heartbeats) + 1)
     )

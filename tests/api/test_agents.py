@@ -402,6 +402,42 @@ async def test_a_preemption_notice_is_kept_and_shown(
     assert "2030-01-01 00:02:00 UTC" in shown["status_message"]
     assert (await _audit(database, attempt.node_id))[0].action == "node.termination_warning"
     assert (await api.post(path, json={**notice, "deadline": None}, headers=key)).status_code == 200
+    assert (await api.post(path, json={**notice, "kind": "other"}, headers=key)).status_code == 422
+
+
+async def test_advice_is_kept_and_never_hides_a_preemption(
+    api: httpx.AsyncClient, database: Database, attempt: AttemptRow, key: dict[str, str]
+) -> None:
+    path = f"/admin/nodes/{attempt.node_id}/termination-warning"
+    advice = {"kind": "rebalance", "source": "aws-rebalance-recommendation"}
+    works = {"kind": "maintenance", "source": "gcp-maintenance-event", "deadline": "2030-01-01T00:02:00Z"}
+    for notice, message in ((advice, "may take the machine away soon"), (works, "works on the machine at 2030")):
+        assert (await api.post(path, json=notice, headers=key)).json() == {"status": "recorded"}
+        assert message in (await _node(database, attempt)).status_message
+    await api.post(path, json={"source": "aws-spot-instance-action"}, headers=key)
+    # Late, or told again: the machine is taken away all the same.
+    assert (await api.post(path, json=advice, headers=key)).json() == {"status": "recorded"}
+    node = await _node(database, attempt)
+    assert node.termination_warning is not None
+    assert node.termination_warning["kind"] == "preemption"
+    assert "takes the machine away" in node.status_message
+
+
+async def test_a_heartbeat_of_an_agent_that_says_all_it_can(
+    api: httpx.AsyncClient, database: Database, attempt: AttemptRow, key: dict[str, str]
+) -> None:
+    beat = _beat(1)
+    now = "2030-01-01T00:00:00.000+00:00"
+    beat["engine"]["state"] = "failing"
+    beat["gpus"] = [{"index": 0, "ecc_uncorrected_errors": 2**64 - 1, "last_xid": 79, "last_xid_at": now}]
+    beat["agent"] = {"engine_restarts": 5, "engine_last_restart_at": now, "engine_last_restart_reason": "it hangs"}
+    answer = await api.post(f"/admin/nodes/{attempt.node_id}/heartbeat", json=beat, headers=key)
+    assert answer.status_code == 200
+    kept = (await _node(database, attempt)).last_heartbeat
+    assert kept is not None
+    assert kept["engine"]["state"] == "failing"
+    assert kept["gpus"][0]["ecc_uncorrected_errors"] == 2**64 - 1
+    assert kept["agent"]["engine_last_restart_reason"] == "it hangs"
 
 
 # --- nodes, for people ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import socket
+import time
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -67,6 +68,8 @@ class ControlPlane:
     heartbeats: Counter[str] = field(default_factory=Counter)
     last_heartbeat: dict[str, Any] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    away: bool = False  # nothing but 503
 
     @property
     def agent_sha256(self) -> str:
@@ -87,11 +90,21 @@ class ControlPlane:
         return JSONResponse({"status": "registered", "node_id": node_id, "heartbeat_key": f"key-{node_id}"})
 
     async def heartbeat(self, request: Request) -> Response:
+        if self.away:
+            return JSONResponse({}, 503)
         node_id = request.path_params["node_id"]
         assert request.headers["authorization"] == f"Bearer key-{node_id}"
         self.last_heartbeat = await request.json()
         self.heartbeats[node_id] += 1
         return JSONResponse({"directive": self.directive}, self.heartbeat_status)
+
+    async def warning(self, request: Request) -> Response:
+        if self.away:
+            return JSONResponse({}, 503)
+        node_id = request.path_params["node_id"]
+        assert request.headers["authorization"] == f"Bearer key-{node_id}"
+        self.warnings.append(await request.json() | {"node_id": node_id, "heard_at": time.monotonic()})
+        return JSONResponse({"status": "recorded"})
 
     async def stage(self, request: Request) -> Response:
         self.stages.append((await request.json())["stage"])
@@ -114,6 +127,7 @@ async def running_control_plane() -> AsyncIterator[ControlPlane]:
             Route("/admin/nodes/register", plane.register, methods=["POST"]),
             Route("/admin/nodes/{node_id}/heartbeat", plane.heartbeat, methods=["POST"]),
             Route("/admin/nodes/{node_id}/stages", plane.stage, methods=["POST"]),
+            Route("/admin/nodes/{node_id}/termination-warning", plane.warning, methods=["POST"]),
         ]
     )
     listening = socket.create_server(("127.0.0.1", 0))

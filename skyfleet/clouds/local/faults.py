@@ -19,7 +19,7 @@ from skyfleet.clouds.local import wording
 from skyfleet.clouds.local.ledger import BootFaults, Ledger
 from skyfleet.domain.states import Market
 
-Operation = Literal["create", "get", "list", "terminate", "offers"]
+Operation = Literal["create", "get", "list", "terminate", "offers", "metadata"]
 
 
 class _Part(BaseModel):
@@ -28,7 +28,8 @@ class _Part(BaseModel):
 
 class Match(_Part):
     """Which requests. None matches all; `name` is a glob. A `list` or `offers` has no place, and a `get` or
-    `terminate` of an unknown name has none either: a rule that names a place does not match those."""
+    `terminate` of an unknown name has none either: a rule that names a place does not match those. A machine asks for
+    its `metadata` every second: only a rule that names that operation matches it."""
 
     operation: Operation | None = None
     cloud: str | None = None
@@ -40,7 +41,7 @@ class Match(_Part):
 
     def covers(self, operation: Operation, name: str, place: wording.Place | None) -> bool:
         """Whether the request is meant."""
-        if self.operation is not None and self.operation != operation:
+        if self.operation != operation and (self.operation is not None or operation == "metadata"):
             return False
         if self.name is not None and not fnmatchcase(name, self.name):
             return False

@@ -36,7 +36,8 @@ The bench:
     POST   /v1/instances/{name}/preempt        {"notice_s": null}: spot only; null: as long as its cloud gives
     POST   /v1/instances/{name}/kill-agent     -9 to the main process; the machine runs on, and is billed
 
-`…/wait` counts as a `get` for fault rules. The API has no authentication: it listens on loopback and sells nothing.
+`…/wait` counts as a `get` for fault rules, and what machines ask under `/metadata` as `metadata`. The API has no
+authentication: it listens on loopback and sells nothing.
 
 Machines:
 
@@ -305,7 +306,13 @@ class Api:
         if machine is None:
             return PlainTextResponse("Not Found", 404)
         path = request.path_params["path"]
-        return await metadata.answer(request, machine, path, self._service.secret, self._service.changed)
+        strike = self._service.faults.strike("metadata", machine.name, self._place_of(machine.name))
+        await strike.hold_up()
+        refusal = strike.effect.refusal(self._place_of(machine.name))
+        if refusal is not None:
+            return PlainTextResponse(refusal.raw, refusal.status)
+        answer = await metadata.answer(request, machine, path, self._service.secret, self._service.changed)
+        return await self._after(strike.effect, answer)
 
     async def virtual_health(self, request: Request) -> Response:
         machine = self._service.find(request.path_params["name"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import DateTime, Row, func, or_, select, tuple_, update
+from sqlalchemy import DateTime, Row, case, func, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
@@ -140,7 +140,9 @@ class NodeRepository(Repository):
     async def undelivered_commands(self, older_than: datetime, limit: int = 500) -> Sequence[NodeRow]:
         """Nodes that were to drain or to be replaced, or that their cloud takes away, whose workflow heard of none."""
         asked = func.greatest(col(NodeRow.drain_requested_at), col(NodeRow.replace_requested_at))
-        warned = col(NodeRow.termination_warning)["received_at"].astext.cast(DateTime(timezone=True))
+        notice = col(NodeRow.termination_warning)
+        taken = func.coalesce(notice["kind"].astext, "preemption") == "preemption"
+        warned = case((taken, notice["received_at"].astext.cast(DateTime(timezone=True))))
         statement = (
             select(NodeRow)
             .where(

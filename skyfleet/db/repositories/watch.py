@@ -20,6 +20,7 @@ _SERVING = text("""
            extract(epoch FROM clock_timestamp() - coalesce(last_heartbeat_at, registered_at))::float8 AS silent_s,
            last_heartbeat_at IS NOT NULL AS beating,
            (last_heartbeat #>> '{engine,healthy}')::boolean AS engine_healthy,
+           coalesce(last_heartbeat #>> '{engine,state}' = 'failing', false) AS engine_failing,
            coalesce((last_heartbeat #>> '{engine,running}')::float8, 0)
              + coalesce((last_heartbeat #>> '{engine,waiting}')::float8, 0)
              + coalesce((last_heartbeat #>> '{engine,tokens_per_second}')::float8, 0) AS load,
@@ -58,6 +59,7 @@ class Serving:
     silent_s: float
     beating: bool
     engine_healthy: bool | None
+    engine_failing: bool  # its agent restarted it again and again
     load: float
     load_known: bool
     health_state: dict[str, Any] | None
