@@ -54,6 +54,14 @@ BUCKET: dict[str, Any] = {
     ),
 }
 
+#: Telling people. It is bounded by itself, and not tried again: the next run is due soon, or somebody waits for it.
+NOTIFY: dict[str, Any] = {
+    "task_queue": queues.TEARDOWN,
+    "start_to_close_timeout": timedelta(seconds=90),
+    "schedule_to_start_timeout": timedelta(seconds=60),
+    "retry_policy": RetryPolicy(maximum_attempts=1),
+}
+
 
 def provision(deadline_seconds: float) -> dict[str, Any]:
     """Creating a machine. The deadline is kept by the activity itself, from its first start, over retries.

@@ -7,10 +7,19 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from workflows.launch import LaunchWorkflow
 from workflows.models import ModelRefreshWorkflow
 from workflows.node import NodeWorkflow
+from workflows.notifications import ChannelTestWorkflow, NotificationWorkflow
 from workflows.sweep import SweepWorkflow
 from workflows.teardown import TeardownWorkflow
 
-WORKFLOWS = [LaunchWorkflow, ModelRefreshWorkflow, NodeWorkflow, SweepWorkflow, TeardownWorkflow]
+WORKFLOWS = [
+    ChannelTestWorkflow,
+    LaunchWorkflow,
+    ModelRefreshWorkflow,
+    NodeWorkflow,
+    NotificationWorkflow,
+    SweepWorkflow,
+    TeardownWorkflow,
+]
 
 #: What workflows import of our own is pure code and signatures; importing the pydantic models anew for every workflow
 #: would cost milliseconds each and gain nothing.

@@ -86,12 +86,12 @@ def launch_failed(
     launch_id: str, *, tenant: str, model_name: str, attempts: int, message: str, next_steps: Sequence[str] = ()
 ) -> Notification:
     """A launch ended FAILED; `message` is its readable error."""
-    steps = "".join(f"\n- {step}" for step in next_steps)
+    steps = "\n- ".join(["\nTo try:", *next_steps]) if next_steps else ""
     return Notification(
         kind=NotificationKind.LAUNCH_FAILED,
         subject=launch_id,
         title=f"Launch failed: {model_name}",
-        body=f"{launch_id}, after {_count(attempts, 'attempt')}: {message}{steps and f'''\nTo try:{steps}'''}",
+        body=f"{launch_id}, after {_count(attempts, 'attempt')}: {message}{steps}",
         tenant=tenant,
         data={"model_name": model_name, "attempts": attempts, "error": message},
         dedupe=f"{NotificationKind.LAUNCH_FAILED}:{launch_id}",
@@ -232,7 +232,9 @@ def throttle(limit: int, *, used: int, held: int, fresh: int) -> Verdict:
 SUMMARY_TITLES: Final = 10
 
 
-def summary(kind: NotificationKind, titles: Sequence[str], count: int, since: datetime, until: datetime) -> tuple[str, str]:
+def summary(
+    kind: NotificationKind, titles: Sequence[str], count: int, since: datetime, until: datetime
+) -> tuple[str, str]:
     """Title and body that stand for `count` messages of one kind, of which `titles` are the first."""
     lines = [f"- {title}" for title in titles[:SUMMARY_TITLES]]
     if count > len(lines):
@@ -249,7 +251,8 @@ _LONGEST_RETRY: Final = timedelta(minutes=30)
 
 def retry_after(attempts: int) -> timedelta:
     """How long to wait after that many failed attempts (1 or more): doubling from 10 s to half an hour."""
-    return min(_FIRST_RETRY * 2 ** min(attempts - 1, 20), _LONGEST_RETRY)
+    doublings: int = min(attempts - 1, 20)  # enough for any limit, and no overflow
+    return min(_FIRST_RETRY * (1 << doublings), _LONGEST_RETRY)
 
 
 # --- the address of a channel is a secret ----------------------------------------------------------------------------
@@ -291,6 +294,7 @@ def masked(url: str) -> str:
     torn = "@" in parts.path + parts.fragment or ("@" in parts.query and "@" not in parts.netloc)
     if not host or topic or torn:
         return f"{scheme}://{_MASK}"
+    host = f"[{host}]" if ":" in host else host
     user = f"{_MASK}@" if parts.username is not None or parts.password is not None else ""
     path = f"/{_MASK}" if parts.path.strip("/") or parts.query else ""
     return f"{scheme}://{user}{host}{f':{port}' if port else ''}{path}"

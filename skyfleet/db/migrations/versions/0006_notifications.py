@@ -6,6 +6,8 @@ Revises: 0003
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -16,11 +18,11 @@ branch_labels = None
 depends_on = None
 
 
-def _time(name: str, *, nullable: bool = True) -> sa.Column[sa.DateTime]:
+def _time(name: str, *, nullable: bool = True) -> sa.Column[Any]:
     return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable)
 
 
-def _list(name: str) -> sa.Column[postgresql.JSONB]:
+def _list(name: str) -> sa.Column[Any]:
     return sa.Column(
         name, postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'[]'::jsonb"), nullable=False
     )
@@ -48,9 +50,7 @@ def upgrade() -> None:
     )
     for column in ("kind", "subject", "tenant"):
         op.create_index(f"ix_notifications_{column}", "notifications", [column])
-    op.create_index(
-        "ix_notifications_unrouted", "notifications", ["id"], postgresql_where=sa.text("routed_at IS NULL")
-    )
+    op.create_index("ix_notifications_unrouted", "notifications", ["id"], postgresql_where=sa.text("routed_at IS NULL"))
     op.create_table(
         "notification_channels",
         sa.Column("id", sa.String(), primary_key=True),
