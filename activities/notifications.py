@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from temporalio import activity
 
 from activities.failures import final
+from activities.heartbeat import heartbeating
 from activities.signatures import NotificationSteps
 from activities.specs import invalid
 from skyfleet.db.repositories import AuditRepository, ChannelRepository, DeliveryRepository, NotificationRepository
@@ -87,7 +88,8 @@ class NotificationActivities(NotificationSteps):
             due = await deliveries.claim(now, self._lease, _SENT_AT_ONCE)
         if not due:
             return result
-        outcomes = await self._sender.send([self._outgoing(one) for one in due])
+        async with heartbeating({}):  # the next delivery waits for this one, but not for a worker that was killed
+            outcomes = await self._sender.send([self._outgoing(one) for one in due])
         async with self._database.transaction() as session:
             now = await DeliveryRepository(session).now()
             for one in due:
@@ -95,7 +97,7 @@ class NotificationActivities(NotificationSteps):
         return result
 
     @activity.defn
-    async def test_channel(self, request: m.TestChannelInput) -> m.TestChannelResult:
+    async def test_channel(self, request: m.ChannelTestInput) -> m.ChannelTestResult:
         """Send a test message, past the rules and the throttle; what the receiver said."""
         async with self._database.transaction() as session:
             channel = await ChannelRepository(session).find(request.channel_id)
@@ -109,9 +111,10 @@ class NotificationActivities(NotificationSteps):
             body=f"{request.requested_by} asked Skyfleet for this message. Nothing has happened.",
             severity=Severity.INFO,
         )
-        outcome = (await self._sender.send([test]))[test.id]
+        async with heartbeating({}):
+            outcome = (await self._sender.send([test]))[test.id]
         sent = outcome.state is SentState.SENT
-        return m.TestChannelResult(ok=sent, detail="" if sent else scrubbed(outcome.error, channel.url))
+        return m.ChannelTestResult(ok=sent, detail="" if sent else scrubbed(outcome.error, channel.url))
 
     def _outgoing(self, due: Due) -> Outgoing:
         return Outgoing(

@@ -110,6 +110,6 @@ class NotificationSteps:
         raise NotImplementedError
 
     @activity.defn
-    async def test_channel(self, request: m.TestChannelInput) -> m.TestChannelResult:
+    async def test_channel(self, request: m.ChannelTestInput) -> m.ChannelTestResult:
         """Send a test message to one channel now."""
         raise NotImplementedError

@@ -21,12 +21,13 @@ from skyfleet.db.repositories import (
     NotificationRepository,
 )
 from skyfleet.db.session import Database
-from skyfleet.db.tables import BackendRow, utcnow
+from skyfleet.db.tables import BackendRow, NodeRow, utcnow
 from skyfleet.domain import messages as m
 from skyfleet.domain.errors import CloudError, CloudUnreachable
 from skyfleet.domain.launches import LaunchSpec
 from skyfleet.domain.notifications import Notification, node_lost, orphan_found
 from skyfleet.domain.offers import InstanceState
+from skyfleet.domain.states import NodeStatus
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 _GRACE = timedelta(seconds=5)
 #: Where a backend may buy changes when a person gives it credentials, and to check it can mean to ask every cloud.
 _ACCESS_FRESH = timedelta(minutes=10)
+_SERVING = (NodeStatus.READY.value, NodeStatus.DRAINING.value)
 
 
 class IntentDelivery(Protocol):
@@ -153,12 +155,7 @@ class SweepActivities(SweepSteps):
             if node.cluster_name not in machines and not await _there(cloud, node.cluster_name):
                 lost = m.TerminateNode(requested_by="skyfleet", reason="its cloud has no such machine any more")
                 if not request.dry_run:
-                    where = f"{node.provider}/{node.region}"
-                    await self._tell(
-                        node_lost(
-                            node.id, tenant=node.tenant, where=where, model_name=node.model_name, reason=lost.reason
-                        )
-                    )
+                    await self._tell_lost(node, lost.reason)
                 if request.dry_run or await self._delivery.terminate_node(node.workflow_input(), lost):
                     _log.warning("the machine of node %s is gone", node.id)
                     result.lost_nodes.append(node.id)
@@ -166,6 +163,15 @@ class SweepActivities(SweepSteps):
     async def _tell(self, notification: Notification) -> None:
         async with self._database.transaction() as session:
             await NotificationRepository(session).add(notification)
+
+    async def _tell_lost(self, node: NodeRow, reason: str) -> None:
+        where = f"{node.provider}/{node.region}"
+        lost = node_lost(node.id, tenant=node.tenant, where=where, model_name=node.model_name, reason=reason)
+        async with self._database.transaction() as session:
+            # Somebody may have ended it since the nodes were read, long before the cloud had listed its machines.
+            now = await NodeRepository(session).get(node.id, lock=True)
+            if now is not None and now.terminate_requested_at is None and now.status in _SERVING:
+                await NotificationRepository(session).add(lost)
 
     @activity.defn
     async def refresh_catalog(self, request: m.SweepInput) -> m.SweepResult:

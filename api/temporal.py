@@ -12,6 +12,8 @@ from skyfleet.domain import ids, queues
 from skyfleet.domain.messages import (
     Accepted,
     CancelLaunch,
+    ChannelTestInput,
+    ChannelTestResult,
     EngineFailed,
     LaunchInput,
     LaunchView,
@@ -21,8 +23,6 @@ from skyfleet.domain.messages import (
     SweepInput,
     TerminateInput,
     TerminateNode,
-    TestChannelInput,
-    TestChannelResult,
 )
 from skyfleet.settings import Settings
 
@@ -76,7 +76,7 @@ class Workflows(Protocol):
     async def recheck_clouds(self, asked_at: datetime, *, timeout_s: float) -> None:
         """Have a sweep check where machines can be bought, and read what is sold there, for the request of then."""
 
-    async def test_channel(self, request: TestChannelInput, nonce: str, *, timeout_s: float) -> TestChannelResult:
+    async def test_channel(self, request: ChannelTestInput, nonce: str, *, timeout_s: float) -> ChannelTestResult:
         """Have a worker send a test message; `nonce` tells one test of a channel from another."""
 
     async def check(self, *, timeout_s: float) -> None:
@@ -219,7 +219,7 @@ class TemporalWorkflows:
                 static_summary="the clouds are checked because somebody asked",
             )
 
-    async def test_channel(self, request: TestChannelInput, nonce: str, *, timeout_s: float) -> TestChannelResult:
+    async def test_channel(self, request: ChannelTestInput, nonce: str, *, timeout_s: float) -> ChannelTestResult:
         """See `Workflows`."""
         from temporalio.client import WorkflowFailureError
 

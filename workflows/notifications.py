@@ -27,6 +27,6 @@ class ChannelTestWorkflow:
     """A test message to one channel."""
 
     @workflow.run
-    async def run(self, request: m.TestChannelInput) -> m.TestChannelResult:
+    async def run(self, request: m.ChannelTestInput) -> m.ChannelTestResult:
         """Send it once."""
         return await workflow.execute_activity_method(NotificationSteps.test_channel, request, **options.NOTIFY)

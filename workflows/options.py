@@ -59,6 +59,7 @@ NOTIFY: dict[str, Any] = {
     "task_queue": queues.TEARDOWN,
     "start_to_close_timeout": timedelta(seconds=90),
     "schedule_to_start_timeout": timedelta(seconds=60),
+    "heartbeat_timeout": _HEARTBEAT,
     "retry_policy": RetryPolicy(maximum_attempts=1),
 }
 

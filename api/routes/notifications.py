@@ -19,7 +19,7 @@ from api.temporal import WorkflowsUnavailable
 from skyfleet.db.repositories import AuditRepository, ChannelRepository, DeliveryRepository, NotificationRepository
 from skyfleet.db.tables import NotificationChannelRow, utcnow
 from skyfleet.domain import ids
-from skyfleet.domain.messages import TestChannelInput
+from skyfleet.domain.messages import ChannelTestInput
 from skyfleet.domain.notifications import NotificationKind, masked, scheme_of, scrubbed
 from skyfleet.domain.views import ChannelList, ChannelTested, ChannelView, CommandAccepted, NotificationList
 from skyfleet.notifier.process import NotifierFailed
@@ -166,7 +166,7 @@ async def test_channel(request: Request, services: Svc, principal: Admin, channe
     began = time.monotonic()
     try:
         result = await services.workflows.test_channel(
-            TestChannelInput(channel_id=row.id, requested_by=principal.name),
+            ChannelTestInput(channel_id=row.id, requested_by=principal.name),
             uuid.uuid4().hex,
             timeout_s=_TEST_TIMEOUT_S,
         )

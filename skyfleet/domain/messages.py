@@ -342,14 +342,14 @@ class DeliverResult(BaseModel):
     held: int = 0  # by a channel's throttle, for a summary
 
 
-class TestChannelInput(BaseModel):
+class ChannelTestInput(BaseModel):
     """`test_channel`. The channel's address is in the database, and in no history."""
 
     channel_id: str
     requested_by: str
 
 
-class TestChannelResult(BaseModel):
+class ChannelTestResult(BaseModel):
     """Whether the channel's receiver took a message now, and if not, what it said."""
 
     ok: bool

@@ -401,9 +401,9 @@ async def test_the_address_is_in_no_row_and_no_log(database: Database, caplog: p
 
 async def test_a_test_is_sent_past_the_rules(database: Database, receiver: Receiver) -> None:
     channel = await make_channel(database, receiver.url(SECRET), kinds=["node_lost"], enabled=False)
-    request = m.TestChannelInput(channel_id=channel, requested_by="ada")
+    request = m.ChannelTestInput(channel_id=channel, requested_by="ada")
     steps = activities(database)
-    assert await ActivityEnvironment().run(steps.test_channel, request) == m.TestChannelResult(ok=True)
+    assert await ActivityEnvironment().run(steps.test_channel, request) == m.ChannelTestResult(ok=True)
     assert receiver.titles() == ["Test of the channel hook"]
     receiver.answers = [403]
     refused = await ActivityEnvironment().run(steps.test_channel, request)
@@ -411,4 +411,4 @@ async def test_a_test_is_sent_past_the_rules(database: Database, receiver: Recei
     assert "403" in refused.detail
     assert SECRET not in refused.detail
     with pytest.raises(ApplicationError):
-        await ActivityEnvironment().run(steps.test_channel, m.TestChannelInput(channel_id="none", requested_by="ada"))
+        await ActivityEnvironment().run(steps.test_channel, m.ChannelTestInput(channel_id="none", requested_by="ada"))

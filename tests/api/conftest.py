@@ -108,10 +108,10 @@ class FakeWorkflows:
         """Record the request."""
         self._take("recheck_clouds", ids.recheck_workflow_id(asked_at), None)
 
-    async def test_channel(self, request: m.TestChannelInput, nonce: str, *, timeout_s: float) -> m.TestChannelResult:
+    async def test_channel(self, request: m.ChannelTestInput, nonce: str, *, timeout_s: float) -> m.ChannelTestResult:
         """Record the request; the receiver does not take it."""
         self._take("test_channel", request.channel_id, request)
-        return m.TestChannelResult(ok=False, detail="error=500")
+        return m.ChannelTestResult(ok=False, detail="error=500")
 
     async def check(self, *, timeout_s: float) -> None:
         """Whether Temporal is away."""
