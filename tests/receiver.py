@@ -15,13 +15,14 @@ from tests.ports import free_port
 class Receiver:
     """Keeps what was posted, by path. `answers` are the statuses that come next; 200 when there are none left.
 
-    While `hanging`, a request is read and never answered.
+    While `hanging`, a request is read and never answered. `location` is where a redirect leads.
     """
 
     def __init__(self, port: int | None = None) -> None:
         self.port = port or free_port()
         self.answers: list[int] = []
         self.hanging = False
+        self.location: str | None = None
         self._posts: list[tuple[str, dict[str, Any]]] = []
         self._released = threading.Event()
         self._server: ThreadingHTTPServer | None = None
@@ -51,6 +52,8 @@ class Receiver:
                     return
                 self.send_response(receiver.answers.pop(0) if receiver.answers else 200)
                 self.send_header("Content-Length", "0")
+                if receiver.location is not None:
+                    self.send_header("Location", receiver.location)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, and_, func, or_, select, update
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
@@ -305,7 +305,7 @@ class DeliveryRepository(Repository):
             .where(col(_Delivery.id).in_(taken))
             .values(attempts=col(_Delivery.attempts) + 1, next_attempt_at=now + lease)
         )
-        statement: Select[Any] = (
+        statement: Any = (  # its columns are those of `Due`
             select(
                 col(_Delivery.id).label("id"),
                 col(NotificationChannelRow.id).label("channel_id"),
