@@ -43,6 +43,7 @@ from activities.launch import LaunchActivities
 from activities.machines import MachineActivities
 from activities.models import Bucket, ModelActivities
 from activities.nodes import NodeActivities
+from activities.notifications import NotificationActivities
 from activities.sweep import SweepActivities, refresh_catalog
 from activities.watch import FleetWatch
 from api.temporal import CommandRefused, NoSuchWorkflow, TemporalWorkflows, WorkflowsUnavailable
@@ -55,10 +56,12 @@ from skyfleet.domain import ids, queues
 from skyfleet.domain import messages as m
 from skyfleet.domain.health import Condition, HealthPolicy
 from skyfleet.exit import leave
+from skyfleet.notifier.process import Notifier
 from skyfleet.polls import EnginePolls
 from skyfleet.settings import Settings, settings
 from workflows import search_attributes
 from workflows.models import ModelRefreshWorkflow
+from workflows.notifications import NotificationWorkflow
 from workflows.registry import SANDBOX, WORKFLOWS
 from workflows.sweep import SweepWorkflow
 from workflows.watch import FleetWatchWorkflow
@@ -173,6 +176,26 @@ async def ensure_watch(client: Client) -> None:
     )
 
 
+async def ensure_notifications(client: Client, interval_seconds: float) -> None:
+    """Create the schedule that delivers notifications, or bring it up to date."""
+    schedule = Schedule(
+        action=ScheduleActionStartWorkflow(
+            NotificationWorkflow.run,
+            m.DeliverInput(),
+            id=ids.NOTIFICATIONS_SCHEDULE_ID,
+            task_queue=queues.CONTROL,
+            execution_timeout=timedelta(minutes=5),
+        ),
+        spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(seconds=interval_seconds))]),
+        policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(minutes=1)),
+    )
+    try:
+        await client.create_schedule(ids.NOTIFICATIONS_SCHEDULE_ID, schedule)
+    except ScheduleAlreadyRunningError:
+        handle = client.get_schedule_handle(ids.NOTIFICATIONS_SCHEDULE_ID)
+        await handle.update(lambda _: ScheduleUpdate(schedule))
+
+
 async def ensure_model_refresh(client: Client, config: Settings) -> None:
     """Create the schedule that reads the model bucket, or bring it up to date, and read it now; none without one."""
     handle = client.get_schedule_handle(ids.MODELS_SCHEDULE_ID)
@@ -260,6 +283,7 @@ def build_workers(
         policy=health_policy(config),
     )
     models = ModelActivities(database, bucket)
+    notifications = NotificationActivities(database, Notifier(), sandbox=config.sandbox)
     activities: dict[str, list[Callable[..., Any]]] = {
         queues.CONTROL: [
             launch.validate_launch,
@@ -282,6 +306,8 @@ def build_workers(
             sweep.refresh_catalog,
             models.refresh_models,
             watch.watch_fleet,
+            notifications.deliver_notifications,
+            notifications.test_channel,
         ],
     }
     limits = {
@@ -454,6 +480,7 @@ async def _start(
         await search_attributes.register(client)
         await ensure_sweep(client, config.sweep_interval_seconds)
         await ensure_watch(client)
+        await ensure_notifications(client, config.sweep_interval_seconds)
     if queues.TEARDOWN in config.worker_queues:
         await ensure_model_refresh(client, config)
     while True:

@@ -17,6 +17,7 @@ from skyfleet.db.repositories import (
     LaunchRepository,
     ModelRepository,
     NodeRepository,
+    NotificationRepository,
     RefusalRepository,
 )
 from skyfleet.db.session import Database, Session
@@ -25,6 +26,7 @@ from skyfleet.domain import ids
 from skyfleet.domain import messages as m
 from skyfleet.domain.errors import ClassifiedError, ErrorKind, ErrorScope
 from skyfleet.domain.launches import LaunchSpec
+from skyfleet.domain.notifications import launch_failed
 from skyfleet.domain.offers import Offer
 from skyfleet.domain.planner import Plan, plan
 from skyfleet.domain.states import AttemptState, LaunchStage, NodeStatus
@@ -242,6 +244,17 @@ class LaunchActivities(LaunchSteps):
                 outcome="done",
                 detail={"error": error.message if error else None, "attempts": launch.attempt_count},
             )
+            if request.stage is LaunchStage.FAILED:
+                await NotificationRepository(session).add(
+                    launch_failed(
+                        launch.id,
+                        tenant=launch.tenant,
+                        model_name=launch.model_name,
+                        attempts=launch.attempt_count,
+                        message=error.message if error else "it failed without a reason",
+                        next_steps=error.next_steps if error else (),
+                    )
+                )
         return m.Done()
 
     async def _catalog(self, session: Session) -> list[Offer]:

@@ -123,3 +123,17 @@ class ModelSteps:
     async def refresh_models(self, request: m.RefreshModelsInput) -> m.RefreshModelsResult:
         """Read the bucket into the catalog."""
         raise NotImplementedError
+
+
+class NotificationSteps:
+    """What people are told. Queue: `teardown`, whose workers talk to what is outside."""
+
+    @activity.defn
+    async def deliver_notifications(self, request: m.DeliverInput) -> m.DeliverResult:
+        """Send what is due, each message to each channel that wants it."""
+        raise NotImplementedError
+
+    @activity.defn
+    async def test_channel(self, request: m.ChannelTestInput) -> m.ChannelTestResult:
+        """Send a test message to one channel now."""
+        raise NotImplementedError

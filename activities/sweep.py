@@ -13,12 +13,19 @@ from temporalio import activity
 
 from activities.signatures import SweepSteps
 from skyfleet.clouds.base import Cloud
-from skyfleet.db.repositories import AttemptRepository, CatalogRepository, LaunchRepository, NodeRepository
+from skyfleet.db.repositories import (
+    AttemptRepository,
+    CatalogRepository,
+    LaunchRepository,
+    NodeRepository,
+    NotificationRepository,
+)
 from skyfleet.db.session import Database
 from skyfleet.db.tables import BackendRow, NodeRow, utcnow
 from skyfleet.domain import messages as m
 from skyfleet.domain.errors import CloudError, CloudUnreachable
 from skyfleet.domain.launches import LaunchSpec
+from skyfleet.domain.notifications import Notification, orphan_found
 from skyfleet.domain.offers import InstanceState
 
 _log = logging.getLogger(__name__)
@@ -153,7 +160,7 @@ class SweepActivities(SweepSteps):
         # nothing that comes to be in between looks lost, or like a stray.
         async with self._database.transaction() as session:
             nodes = await NodeRepository(session).serving(backend)
-        machines = {machine.name for machine in await cloud.list(self._owner)}
+        machines = {machine.name: machine.id for machine in await cloud.list(self._owner)}
         async with self._database.transaction() as session:
             attempts = await AttemptRepository(session).of_clusters(sorted(machines))
         for name in sorted(machines):
@@ -166,6 +173,8 @@ class SweepActivities(SweepSteps):
                     launch_id=attempt.launch_id if attempt else None,
                     attempt=attempt.number if attempt else None,
                 )
+                if not request.dry_run:  # before it is acted on, so that no kill in between leaves it untold
+                    await self._tell(orphan_found(name, backend=backend, reason=stray.reason, machine=machines[name]))
                 if request.dry_run or await self._delivery.end_stray(stray):
                     _log.warning("%s: %s; ending it", name, stray.reason)
                     result.ended_strays.append(name)
@@ -173,6 +182,10 @@ class SweepActivities(SweepSteps):
         for node_id, name in nodes:
             if name not in machines and not await _there(cloud, name):
                 result.lost_nodes.append(node_id)
+
+    async def _tell(self, notification: Notification) -> None:
+        async with self._database.transaction() as session:
+            await NotificationRepository(session).add(notification)
 
     @activity.defn
     async def refresh_catalog(self, request: m.SweepInput) -> m.SweepResult:

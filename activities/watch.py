@@ -22,7 +22,7 @@ from temporalio import activity
 from activities.heartbeat import heartbeating
 from activities.signatures import WatchSteps
 from skyfleet.clouds.base import Cloud
-from skyfleet.db.repositories import AuditRepository, NodeRepository, WatchRepository
+from skyfleet.db.repositories import AuditRepository, NodeRepository, NotificationRepository, WatchRepository
 from skyfleet.db.repositories.watch import Serving
 from skyfleet.db.session import Database, DatabaseAway, Session
 from skyfleet.db.tables import FleetWatchRow, NodeRow, utcnow
@@ -41,6 +41,7 @@ from skyfleet.domain.health import (
     observe,
     score,
 )
+from skyfleet.domain.notifications import breaker_open, node_lost
 from skyfleet.domain.offers import InstanceState
 
 _log = logging.getLogger(__name__)
@@ -377,6 +378,9 @@ class FleetWatch(WatchSteps):
                 outcome="done",
                 detail={"sick": found.sick, "serving": found.serving},
             )
+        if found.open_since is not None and not was.open:
+            opened = breaker_open("fleet", sick=found.sick, nodes=found.serving, opened_at=found.open_since)
+            await NotificationRepository(session).add(opened)
         clouds = {
             name: {"listed_at": listing.since.isoformat() if listing.since else None, "error": listing.error}
             for name, listing in fleet.listings.items()
@@ -459,6 +463,9 @@ async def _write_down(session: Session, one: _Decision, now: datetime) -> NodeRo
         return None  # somebody was faster
     if one.what == "replace":
         row.replace_requested_at, row.replace_requested_by, row.replace_reason = now, OURSELVES, one.why
+        where = f"{row.provider}/{row.region}"
+        lost = node_lost(row.id, tenant=row.tenant, where=where, model_name=row.model_name, reason=one.why)
+        await NotificationRepository(session).add(lost)
     elif one.what == "drain":
         row.drain_requested_at, row.drain_requested_by, row.drain_seconds = now, OURSELVES, _LAST_SECONDS
         row.drain_reason = one.why

@@ -14,8 +14,9 @@ DESCRIPTION: Final = """
 Launch GPU nodes as durable workflows, watch them, and end them.
 
 Credentials: `X-Admin-Token: <token>`, or `Authorization: Bearer <API key>`. A key has a role (`viewer` reads,
-`operator` launches, cancels and terminates, `admin` manages models, keys and the audit log) and a tenant, whose
-launches and nodes it sees. Launches are limited for each key, in each API process (`429`, `Retry-After`).
+`operator` launches, cancels and terminates, `admin` manages models, keys, notification channels and the audit log) and
+a tenant, whose launches and nodes it sees. Launches are limited for each key, in each API process (`429`,
+`Retry-After`).
 
 Every error is a problem document (RFC 9457); `errors[].field` names the field, `errors[].accepted` what it takes.
 """
@@ -25,6 +26,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "nodes", "description": "Nodes, for people."},
     {"name": "catalog", "description": "Models, and what the clouds sell."},
     {"name": "node agents", "description": "What the agents on the machines call."},
+    {"name": "notifications", "description": "What people are told, and where."},
     {"name": "access", "description": "API keys and the audit log."},
     {"name": "health"},
 ]
@@ -102,7 +104,7 @@ def _answered(path: str, method: str, operation: dict[str, Any]) -> list[str]:
         statuses.append("404")
     if agents and path.startswith("/admin"):
         statuses.append("410")
-    if method in ("post", "delete"):
+    if method in ("post", "patch", "delete"):
         statuses += ["409", "413"]
     if operation.get("parameters") or "requestBody" in operation:
         statuses.append("422")

@@ -8,20 +8,34 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
-from skyfleet.db.tables import ApiKeyRow, AttemptRow, LaunchRow, ModelRow, NodeRow, utcnow
+from skyfleet.db.tables import (
+    ApiKeyRow,
+    AttemptRow,
+    LaunchRow,
+    ModelRow,
+    NodeRow,
+    NotificationChannelRow,
+    NotificationDeliveryRow,
+    NotificationRow,
+    utcnow,
+)
 from skyfleet.domain import ids
 from skyfleet.domain.cost import interval_cost
 from skyfleet.domain.errors import ClassifiedError
 from skyfleet.domain.health import Condition, Signal
 from skyfleet.domain.launches import progress_of, stage_marks
+from skyfleet.domain.notifications import DeliveryState
 from skyfleet.domain.states import STAGE_LABEL, AttemptState, LaunchStage, LaunchStatus, Market, NodeStatus, Role
 from skyfleet.domain.views import (
     ApiKeyView,
     AttemptView,
+    ChannelView,
+    DeliveryView,
     LaunchStatusView,
     LaunchSummary,
     ModelView,
     NodeInfo,
+    NotificationView,
 )
 from skyfleet.settings import Settings
 
@@ -176,4 +190,32 @@ def api_key_view(row: ApiKeyRow) -> ApiKeyView:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
+    )
+
+
+def channel_view(row: NotificationChannelRow) -> ChannelView:
+    """A notification channel, without its address."""
+    return ChannelView.model_validate(row, from_attributes=True)
+
+
+def notification_view(row: NotificationRow, deliveries: Sequence[NotificationDeliveryRow]) -> NotificationView:
+    """A notification, and what became of it."""
+    return NotificationView(
+        **row.model_dump(exclude={"dedupe", "routed_at"}), deliveries=[_delivery_view(one) for one in deliveries]
+    )
+
+
+def _delivery_view(row: NotificationDeliveryRow) -> DeliveryView:
+    pending = row.state == DeliveryState.PENDING.value
+    return DeliveryView(
+        channel_id=row.channel_id,
+        channel=row.channel_name,
+        state=DeliveryState(row.state),
+        held=pending and row.held_at is not None and row.released_at is None,
+        attempts=row.attempts,
+        error=row.error,
+        summary_id=row.summary_id,
+        created_at=row.created_at,
+        next_attempt_at=row.next_attempt_at if pending else None,
+        ended_at=row.ended_at,
     )

@@ -9,11 +9,21 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from skyfleet.domain import ids
 from skyfleet.domain.launches import Deadlines, Fallback
 from skyfleet.domain.model_config import Dtype
+from skyfleet.domain.notifications import NotificationKind, Severity
 from skyfleet.domain.states import AGENT_STAGES, MarketPolicy, Role
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
@@ -202,6 +212,76 @@ class ApiKeyRequest(BaseModel):
     role: Role
     tenant: Name = "default"
     expires_at: AwareDatetime | None = None
+
+
+#: Of services that people ask for first; any address of apprise's is taken.
+CHANNEL_URLS = (
+    "slack://TOKEN_A/TOKEN_B/TOKEN_C/#channel",
+    "mailtos://user:password@host?from=a@example.org&to=b@example.org",
+    "jsons://host/path (a webhook; json:// without TLS)",
+)
+
+ChannelUrl = Annotated[
+    SecretStr,
+    Field(max_length=2000, description="Where to send, as apprise writes it. A secret: never shown again."),
+]
+_Kinds = Annotated[list[NotificationKind], Field(max_length=20, description="None: all.")]
+_Tenants = Annotated[list[Name], Field(max_length=200, description="None: all, and what concerns the whole fleet.")]
+_Severity = Annotated[Severity, Field(description="The least that is told.")]
+_ThrottleCount = Annotated[int, Field(ge=1, le=100, description="Messages of one kind in `throttle_seconds`.")]
+_ThrottleSeconds = Annotated[int, Field(ge=1, le=86_400)]
+
+
+class ChannelRequest(BaseModel):
+    """Make a notification channel."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "on-call",
+                    "url": "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ/#gpu",
+                    "min_severity": "warning",
+                },
+                {
+                    "name": "launches",
+                    "url": "jsons://hooks.example.org/skyfleet",
+                    "kinds": ["launch_failed"],
+                    "tenants": ["research"],
+                    "throttle_count": 5,
+                    "throttle_seconds": 600,
+                },
+            ]
+        },
+    )
+
+    name: Name
+    url: ChannelUrl
+    kinds: _Kinds = []
+    tenants: _Tenants = []
+    min_severity: _Severity = Severity.INFO
+    throttle_count: _ThrottleCount = 10
+    throttle_seconds: _ThrottleSeconds = 300
+    enabled: bool = True
+
+
+class ChannelChange(BaseModel):
+    """Change a notification channel; what is left out stays as it is."""
+
+    model_config = ConfigDict(
+        extra="forbid", hide_input_in_errors=True, json_schema_extra={"examples": [{"enabled": False}]}
+    )
+
+    name: Name | None = None
+    url: ChannelUrl | None = None
+    kinds: _Kinds | None = None
+    tenants: _Tenants | None = None
+    min_severity: _Severity | None = None
+    throttle_count: _ThrottleCount | None = None
+    throttle_seconds: _ThrottleSeconds | None = None
+    enabled: bool | None = None
 
 
 def _endpoint(url: str) -> str:

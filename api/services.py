@@ -16,6 +16,7 @@ from api.intents import IntentWriter, Marker
 from api.security import Authenticator, LaunchLimiter
 from api.temporal import Workflows
 from skyfleet.db.session import Database
+from skyfleet.notifier.process import Notifier
 from skyfleet.settings import Settings
 
 #: How long a request waits for Temporal, seconds: to start a workflow, and to hear from a running one.
@@ -35,6 +36,7 @@ class Services:
         self.limiter = LaunchLimiter(settings.launch_rate_per_minute)
         self.catalog = Catalog(self.database)
         self.estimates = Estimates(self.database)
+        self.addresses = Notifier()  # the API checks addresses; what is sent, workers send
         self.events = EventHub(self.database)
         self.intents = IntentWriter(self.database)
         self.marker = Marker(self.database, self.auth.used)

@@ -12,6 +12,8 @@ from skyfleet.domain import ids, queues
 from skyfleet.domain.messages import (
     Accepted,
     CancelLaunch,
+    ChannelTestInput,
+    ChannelTestResult,
     DrainNode,
     EngineFailed,
     LaunchInput,
@@ -85,6 +87,9 @@ class Workflows(Protocol):
 
     async def recheck_clouds(self, asked_at: datetime, *, timeout_s: float) -> None:
         """Have a sweep check where machines can be bought, and read what is sold there, for the request of then."""
+
+    async def test_channel(self, request: ChannelTestInput, nonce: str, *, timeout_s: float) -> ChannelTestResult:
+        """Have a worker send a test message; `nonce` tells one test of a channel from another."""
 
     async def check(self, *, timeout_s: float) -> None:
         """Return when Temporal serves."""
@@ -262,6 +267,25 @@ class TemporalWorkflows:
                 execution_timeout=timedelta(minutes=5),
                 static_summary="the clouds are checked because somebody asked",
             )
+
+    async def test_channel(self, request: ChannelTestInput, nonce: str, *, timeout_s: float) -> ChannelTestResult:
+        """See `Workflows`."""
+        from temporalio.client import WorkflowFailureError
+
+        from workflows.notifications import ChannelTestWorkflow
+
+        async with self._talk(timeout_s) as client:
+            try:
+                return await client.execute_workflow(
+                    ChannelTestWorkflow.run,
+                    request,
+                    id=ids.channel_test_workflow_id(request.channel_id, nonce),
+                    task_queue=queues.CONTROL,
+                    execution_timeout=timedelta(minutes=2),
+                    static_summary=f"{request.requested_by} tests a notification channel",
+                )
+            except WorkflowFailureError as error:
+                raise WorkflowsUnavailable(f"the test did not come to an end: {error.cause}") from error
 
     async def check(self, *, timeout_s: float) -> None:
         """See `Workflows`."""

@@ -32,6 +32,9 @@ from skyfleet.domain.views import (
     ApiKeyCreated,
     ApiKeyList,
     AuditList,
+    ChannelList,
+    ChannelTested,
+    ChannelView,
     CommandAccepted,
     Health,
     Identity,
@@ -46,6 +49,7 @@ from skyfleet.domain.views import (
     NodeEventList,
     NodeInfo,
     NodeList,
+    NotificationList,
     OfferList,
     Problem,
     ProviderList,
@@ -474,6 +478,45 @@ class _Calls:
         asked = {"principal": principal, "action": action, "subject": subject, "cursor": cursor, "limit": limit}
         return Call("GET", "/admin/audit", _reads(AuditList), params=asked)
 
+    @staticmethod
+    def notifications(
+        *,
+        kind: str | None = None,
+        subject: str | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Call[NotificationList]:
+        """A page of what people were told, newest first, with what became of it at each channel."""
+        asked = {"kind": kind, "subject": subject, "cursor": cursor, "limit": limit}
+        return Call("GET", "/admin/notifications", _reads(NotificationList), params=asked)
+
+    @staticmethod
+    def channels() -> Call[ChannelList]:
+        """The notification channels, without their addresses."""
+        return Call("GET", "/admin/notification-channels", _reads(ChannelList))
+
+    @staticmethod
+    def create_channel(body: Mapping[str, Any] | BaseModel) -> Call[ChannelView]:
+        """Make a notification channel; `name` and `url` are needed."""
+        return Call("POST", "/admin/notification-channels", _reads(ChannelView), body=_body(body), repeatable=False)
+
+    @staticmethod
+    def change_channel(channel: str, body: Mapping[str, Any] | BaseModel) -> Call[ChannelView]:
+        """Change a notification channel, by id or name; what is left out stays as it is."""
+        path = f"/admin/notification-channels/{_segment(channel)}"
+        return Call("PATCH", path, _reads(ChannelView), body=_body(body))
+
+    @staticmethod
+    def remove_channel(channel: str) -> Call[CommandAccepted]:
+        """Remove a notification channel, by id or name."""
+        return Call("DELETE", f"/admin/notification-channels/{_segment(channel)}", _reads(CommandAccepted))
+
+    @staticmethod
+    def test_channel(channel: str) -> Call[ChannelTested]:
+        """Send a test message to a channel now; what its receiver said. Sent once."""
+        path = f"/admin/notification-channels/{_segment(channel)}/test"
+        return Call("POST", path, _reads(ChannelTested), repeatable=False)
+
 
 def _body(body: Mapping[str, Any] | BaseModel) -> dict[str, Any]:
     return _plain(body.model_dump(exclude_unset=True) if isinstance(body, BaseModel) else body)
@@ -660,6 +703,12 @@ class SkyfleetClient:
     create_api_key = _blocking(_Calls.create_api_key)
     revoke_api_key = _blocking(_Calls.revoke_api_key)
     audit = _blocking(_Calls.audit)
+    notifications = _blocking(_Calls.notifications)
+    channels = _blocking(_Calls.channels)
+    create_channel = _blocking(_Calls.create_channel)
+    change_channel = _blocking(_Calls.change_channel)
+    remove_channel = _blocking(_Calls.remove_channel)
+    test_channel = _blocking(_Calls.test_channel)
 
     def events(
         self,
@@ -766,6 +815,12 @@ class AsyncSkyfleetClient:
     create_api_key = _awaitable(_Calls.create_api_key)
     revoke_api_key = _awaitable(_Calls.revoke_api_key)
     audit = _awaitable(_Calls.audit)
+    notifications = _awaitable(_Calls.notifications)
+    channels = _awaitable(_Calls.channels)
+    create_channel = _awaitable(_Calls.create_channel)
+    change_channel = _awaitable(_Calls.change_channel)
+    remove_channel = _awaitable(_Calls.remove_channel)
+    test_channel = _awaitable(_Calls.test_channel)
 
     async def events(
         self,

@@ -54,6 +54,15 @@ BUCKET: dict[str, Any] = {
     ),
 }
 
+#: Telling people. It is bounded by itself, and not tried again: the next run is due soon, or somebody waits for it.
+NOTIFY: dict[str, Any] = {
+    "task_queue": queues.TEARDOWN,
+    "start_to_close_timeout": timedelta(seconds=90),
+    "schedule_to_start_timeout": timedelta(seconds=60),
+    "heartbeat_timeout": _HEARTBEAT,
+    "retry_policy": RetryPolicy(maximum_attempts=1),
+}
+
 
 #: A stretch of the fleet watch. It beats every two seconds; without it nobody looks, so another worker soon carries on.
 WATCH: dict[str, Any] = {

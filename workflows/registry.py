@@ -7,15 +7,18 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from workflows.launch import LaunchWorkflow
 from workflows.models import ModelRefreshWorkflow
 from workflows.node import NodeWorkflow
+from workflows.notifications import ChannelTestWorkflow, NotificationWorkflow
 from workflows.sweep import SweepWorkflow
 from workflows.teardown import TeardownWorkflow
 from workflows.watch import FleetWatchWorkflow
 
 WORKFLOWS = [
+    ChannelTestWorkflow,
     FleetWatchWorkflow,
     LaunchWorkflow,
     ModelRefreshWorkflow,
     NodeWorkflow,
+    NotificationWorkflow,
     SweepWorkflow,
     TeardownWorkflow,
 ]

@@ -18,10 +18,17 @@ from api.schemas import HeartbeatRequest, NodeStageReport, RegisterRequest, Stag
 from api.security import bearer, remote, same, sha256
 from api.services import TALK_TIMEOUT_S, Services, Svc
 from api.temporal import NoSuchWorkflow, WorkflowsUnavailable
-from skyfleet.db.repositories import AttemptRepository, AuditRepository, LaunchRepository, NodeRepository
+from skyfleet.db.repositories import (
+    AttemptRepository,
+    AuditRepository,
+    LaunchRepository,
+    NodeRepository,
+    NotificationRepository,
+)
 from skyfleet.db.tables import AttemptRow, LaunchRow, NodeRow, utcnow
 from skyfleet.domain import ids
 from skyfleet.domain.messages import EngineFailed, NodeRegistered, StageReached
+from skyfleet.domain.notifications import node_preempted
 from skyfleet.domain.states import (
     AGENT_STAGES,
     STAGE_LABEL,
@@ -399,6 +406,17 @@ async def termination_warning(request: Request, node_id: NodeId, body: Terminati
             detail=body.model_dump(mode="json"),
             remote=remote(request),
         )
+        if taken:
+            await NotificationRepository(session).add(
+                node_preempted(
+                    node_id,
+                    tenant=node.tenant,
+                    where=f"{node.provider}/{node.region}",
+                    model_name=node.model_name,
+                    source=body.source,
+                    deadline=body.deadline,
+                )
+            )
     warning = node.preemption_warned()
     if warning is None:  # advice: the node serves on
         return Recorded()

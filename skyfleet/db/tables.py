@@ -421,3 +421,69 @@ class AgentBundleRow(SQLModel, table=True):
     sha256: str
     content: bytes
     published_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+
+
+class NotificationRow(SQLModel, table=True):
+    """The outbox: an event that people are to be told, written in the transaction of the fact."""
+
+    __tablename__ = "notifications"
+    __table_args__ = (Index("ix_notifications_unrouted", "id", postgresql_where=text("routed_at IS NULL")),)
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    kind: str = Field(index=True)  # skyfleet.domain.notifications.NotificationKind
+    severity: str
+    subject: str = Field(index=True)
+    title: str
+    body: str
+    tenant: str | None = Field(default=None, index=True)  # None: of the whole fleet
+    data: dict[str, Any] = Field(default_factory=dict, sa_column=_json())
+    dedupe: str = Field(unique=True)
+    routed_at: datetime | None = Field(default=None, sa_column=_time())  # which channels want it is settled
+
+
+class NotificationChannelRow(SQLModel, table=True):
+    """A place where people are told. `url` is a secret: nothing but the sending of messages reads it."""
+
+    __tablename__ = "notification_channels"
+
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    url: str
+    masked_url: str  # what may be shown of it
+    service: str  # in apprise's words: "Slack", "JSON"
+    kinds: list[str] = Field(default_factory=list, sa_column=_json(default="'[]'::jsonb"))  # none: all
+    tenants: list[str] = Field(default_factory=list, sa_column=_json(default="'[]'::jsonb"))  # none: all
+    min_severity: str
+    throttle_count: int  # messages of one kind in `throttle_seconds`
+    throttle_seconds: int
+    enabled: bool = True
+    created_by: str
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    updated_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+
+
+class NotificationDeliveryRow(SQLModel, table=True):
+    """One notification on its way to one channel. It outlives the channel, by its name."""
+
+    __tablename__ = "notification_deliveries"
+    __table_args__ = (
+        UniqueConstraint("notification_id", "channel_id", name="uq_notification_deliveries_once"),
+        Index("ix_notification_deliveries_pending", "channel_id", "kind", postgresql_where=text("state = 'pending'")),
+        Index("ix_notification_deliveries_sent", "channel_id", "kind", "ended_at"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    notification_id: int = Field(foreign_key="notifications.id", sa_type=BigInteger)
+    channel_id: str | None = Field(default=None, foreign_key="notification_channels.id", ondelete="SET NULL")
+    channel_name: str
+    kind: str  # the notification's, for the throttle
+    state: str  # skyfleet.domain.notifications.DeliveryState
+    held_at: datetime | None = Field(default=None, sa_column=_time())  # the throttle held it back
+    released_at: datetime | None = Field(default=None, sa_column=_time())  # the throttle let it through
+    attempts: int = 0
+    next_attempt_at: datetime | None = Field(default=None, sa_column=_time())  # while being sent: when that is lost
+    error: str | None = None  # of the last attempt, or why it is not sent
+    summary_id: int | None = Field(default=None, foreign_key="notifications.id", sa_type=BigInteger)
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=_time())  # sent, given up or suppressed

@@ -63,6 +63,14 @@ def recheck_workflow_id(asked_at: datetime) -> str:
 #: Id of the Temporal Schedule that runs `ModelRefreshWorkflow`, and the prefix of its runs.
 MODELS_SCHEDULE_ID = "models"
 
+#: Id of the Temporal Schedule that runs `NotificationWorkflow`, and the prefix of its runs.
+NOTIFICATIONS_SCHEDULE_ID = "notifications"
+
+
+def channel_test_workflow_id(channel_id: str, nonce: str) -> str:
+    """Id of one test of a notification channel; each is a run of its own."""
+    return f"channel-test/{channel_id}/{nonce}"
+
 
 def cluster_name(launch_id: str, attempt: int) -> str:
     """The name under which a cloud knows the machine of one attempt: letters, digits and dashes, under 35 characters.
@@ -89,3 +97,8 @@ def new_secret() -> str:
 def new_api_key_id() -> str:
     """Public part of an API key, by which it is found and named in the audit log."""
     return secrets.token_hex(6)
+
+
+def new_channel_id() -> str:
+    """A fresh id of a notification channel: `channel-` and 48 random bits in hex."""
+    return f"channel-{secrets.token_hex(6)}"

@@ -409,3 +409,33 @@ class RefreshModelsResult(BaseModel):
     read: int
     removed: int
     skipped: int
+
+
+# --- NotificationWorkflow -----------------------------------------------------------------------------------
+
+
+class DeliverInput(BaseModel):
+    """One delivery of what people are to be told."""
+
+
+class DeliverResult(BaseModel):
+    """What one delivery did: numbers of messages. `failed` will be tried again, `given_up` not."""
+
+    sent: int = 0
+    failed: int = 0
+    given_up: int = 0
+    held: int = 0  # by a channel's throttle, for a summary
+
+
+class ChannelTestInput(BaseModel):
+    """`test_channel`. The channel's address is in the database, and in no history."""
+
+    channel_id: str
+    requested_by: str
+
+
+class ChannelTestResult(BaseModel):
+    """Whether the channel's receiver took a message now, and if not, what it said."""
+
+    ok: bool
+    detail: str = ""

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from skyfleet.domain.errors import ClassifiedError
 from skyfleet.domain.health import Condition, Signal
 from skyfleet.domain.model_bucket import SkippedPath
+from skyfleet.domain.notifications import DeliveryState, NotificationKind, Severity
 from skyfleet.domain.sizing import VramEstimate
 from skyfleet.domain.states import AttemptState, LaunchStage, LaunchStatus, Market, NodeDirective, NodeStatus, Role
 
@@ -379,6 +380,84 @@ class AuditList(BaseModel):
     """`GET /admin/audit`, newest first; pass `next` as `cursor` for the page that follows."""
 
     entries: list[AuditEntry]
+    next: str | None = None
+
+
+class ChannelView(BaseModel):
+    """A notification channel. Its address is never shown, only `masked_url`.
+
+    No `kinds`, no `tenants`: all. At most `throttle_count` messages of one kind in `throttle_seconds`; what is over
+    comes as one summary.
+    """
+
+    id: str
+    name: str
+    masked_url: str
+    service: str
+    kinds: list[NotificationKind]
+    tenants: list[str]
+    min_severity: Severity
+    throttle_count: int
+    throttle_seconds: int
+    enabled: bool
+    created_by: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class ChannelList(BaseModel):
+    """`GET /admin/notification-channels`, by name."""
+
+    channels: list[ChannelView]
+
+
+class ChannelTested(BaseModel):
+    """How a test message to a channel went: whether its receiver took it, what it said if not, in how long."""
+
+    channel: str
+    ok: bool
+    detail: str = ""
+    seconds: float
+
+
+class DeliveryView(BaseModel):
+    """One notification on its way to one channel.
+
+    `held`: the channel's throttle keeps it back. `error` is that of the last attempt, or why it is not sent by itself;
+    `summary_id` is the notification that tells it then.
+    """
+
+    channel_id: str | None
+    channel: str
+    state: DeliveryState
+    held: bool = False
+    attempts: int
+    error: str | None = None
+    summary_id: int | None = None
+    created_at: datetime
+    next_attempt_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+class NotificationView(BaseModel):
+    """Something that people are told. `tenant` is None for what concerns the whole fleet."""
+
+    id: int
+    at: datetime
+    kind: NotificationKind
+    severity: Severity
+    subject: str
+    title: str
+    body: str
+    tenant: str | None = None
+    data: dict[str, Any]
+    deliveries: list[DeliveryView]
+
+
+class NotificationList(BaseModel):
+    """`GET /admin/notifications`, newest first; pass `next` as `cursor` for the page that follows."""
+
+    notifications: list[NotificationView]
     next: str | None = None
 
 

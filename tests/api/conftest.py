@@ -32,6 +32,7 @@ from skyfleet.db.tables import ApiKeyRow, AttemptRow, BackendRow, LaunchRow, Mod
 from skyfleet.domain import ids
 from skyfleet.domain import messages as m
 from skyfleet.domain.offers import Offer
+from skyfleet.domain.sending import Address
 from skyfleet.domain.states import AttemptState, LaunchStage, Market, Role
 from skyfleet.settings import Settings
 from tests.ports import free_port
@@ -125,10 +126,24 @@ class FakeWorkflows:
         """Record the request."""
         self._take("recheck_clouds", ids.recheck_workflow_id(asked_at), None)
 
+    async def test_channel(self, request: m.ChannelTestInput, nonce: str, *, timeout_s: float) -> m.ChannelTestResult:
+        """Record the request; the receiver does not take it."""
+        self._take("test_channel", request.channel_id, request)
+        return m.ChannelTestResult(ok=False, detail="error=500")
+
     async def check(self, *, timeout_s: float) -> None:
         """Whether Temporal is away."""
         if self.away:
             raise WorkflowsUnavailable("no answer from Temporal")
+
+
+class FakeAddresses:
+    """Takes any address with a service of apprise's in this list, without a process of its own."""
+
+    async def check(self, url: str) -> Address:
+        """The service, or that there is none."""
+        service = {"json": "JSON", "jsons": "JSON", "slack": "Slack"}.get(url.partition("://")[0])
+        return Address(service=service, error="" if service else f"Unparseable URL {url}")
 
 
 def _offers() -> list[Offer]:
@@ -200,7 +215,9 @@ def api_settings(database_url: str) -> Settings:
 async def app(api_settings: Settings, workflows: FakeWorkflows, database: Database) -> FastAPI:
     """The application over a catalog."""
     await seed_catalog(database)
-    return create_app(api_settings, workflows)
+    made = create_app(api_settings, workflows)
+    made.state.services.addresses = FakeAddresses()
+    return made
 
 
 @contextlib.asynccontextmanager

@@ -129,6 +129,7 @@ class FakeApi:
     bucket: dict[str, Any] = field(default_factory=lambda: {"url": "s3://weights", "models": 3, "synced_at": NOW})
     bucket_polls: int = 0  # how often the bucket may be asked about before it is read
     provider_polls: int = 0  # how often the clouds may be asked about before they are checked
+    taken: bool = True  # test messages, by the receiver of a channel
     on_sale: int = 1  # offers that there are
     offers_asked: list[dict[str, str]] = field(default_factory=list)  # the questions for them
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
@@ -169,6 +170,17 @@ class FakeApi:
             ("POST", "/admin/api-keys"): lambda: {**KEY, "key": "sf_abc_secret"},
             ("DELETE", "/admin/api-keys/abc"): lambda: {"status": "revoked", "subject": "abc"},
             ("GET", "/admin/audit"): lambda: {"entries": [AUDIT]},
+            ("GET", "/admin/notifications"): lambda: {"notifications": [NOTIFICATION], "next": "7"},
+            ("GET", "/admin/notification-channels"): lambda: {"channels": [CHANNEL]},
+            ("POST", "/admin/notification-channels"): lambda: CHANNEL,
+            ("PATCH", "/admin/notification-channels/on-call"): lambda: CHANNEL,
+            ("DELETE", "/admin/notification-channels/on-call"): lambda: {"status": "removed", "subject": "channel-1"},
+            ("POST", "/admin/notification-channels/on-call/test"): lambda: {
+                "channel": "on-call",
+                "ok": self.taken,
+                "detail": "" if self.taken else "error=404",
+                "seconds": 0.4,
+            },
         }
 
         async def handle(request: Request) -> Response:
@@ -188,9 +200,9 @@ class FakeApi:
             if answer is None:
                 return problem(404, f"no {request.url.path!r}")
             shown = answer()
-            return JSONResponse(shown, 503 if shown.get("ok") is False else 200)
+            return JSONResponse(shown, 503 if request.url.path == "/health" and not shown["ok"] else 200)
 
-        return Starlette(routes=[Route("/{rest:path}", handle, methods=["GET", "POST", "DELETE"])])
+        return Starlette(routes=[Route("/{rest:path}", handle, methods=["GET", "POST", "PATCH", "DELETE"])])
 
     def _bucket(self) -> dict[str, Any]:
         self.bucket_polls -= 1
@@ -352,4 +364,41 @@ AUDIT = {
     "subject": JOB,
     "outcome": "accepted",
     "detail": {"model": "org/model"},
+}
+CHANNEL = {
+    "id": "channel-1",
+    "name": "on-call",
+    "masked_url": "slack://****",
+    "service": "Slack",
+    "kinds": ["node_lost"],
+    "tenants": [],
+    "min_severity": "warning",
+    "throttle_count": 10,
+    "throttle_seconds": 300,
+    "enabled": True,
+    "created_by": "admin-token",
+    "created_at": NOW,
+    "updated_at": NOW,
+}
+NOTIFICATION = {
+    "id": 8,
+    "at": NOW,
+    "kind": "launch_failed",
+    "severity": "warning",
+    "subject": JOB,
+    "title": "Launch failed: org/model",
+    "body": "No capacity.",
+    "tenant": "default",
+    "data": {"attempts": 1},
+    "deliveries": [
+        {"channel_id": "channel-1", "channel": "on-call", "state": "sent", "attempts": 1, "created_at": NOW},
+        {
+            "channel_id": None,
+            "channel": "old",
+            "state": "failed",
+            "attempts": 9,
+            "error": "error=500",
+            "created_at": NOW,
+        },
+    ],
 }

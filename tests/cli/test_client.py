@@ -90,6 +90,12 @@ def test_answers_are_typed(api: FakeApi, sky: SkyfleetClient) -> None:
     assert sky.launches(status=["failed"]).next == "c2"
     assert sky.whoami().principal == "admin-token"
     assert sky.create_api_key("ci", "operator").key == "sf_abc_secret"
+    assert sky.notifications(kind="launch_failed").notifications[0].deliveries[0].channel == "on-call"
+    assert sky.channels().channels[0].kinds == ["node_lost"]
+    assert sky.create_channel({"name": "on-call", "url": "slack://a/b/c"}).service == "Slack"
+    assert sky.change_channel("on-call", {"kinds": []}).enabled
+    assert sky.test_channel("on-call").ok
+    assert sky.remove_channel("on-call").status == "removed"
     sky.delete_model("org/model")
     sky.revoke_api_key("abc")
     assert sky.health().ok

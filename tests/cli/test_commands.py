@@ -220,6 +220,13 @@ def test_the_bar_shows_the_furthest_stage_that_was_seen_and_goes_back_for_a_new_
         (["providers", "refresh"], ["being checked"]),
         (["api-keys"], ["abc", "operator"]),
         (["audit"], ["launch.create", "model=org/model"]),
+        (["notifications"], ["launch_failed", JOB, "on-call: sent", "old: failed (error=500)", "--cursor 7"]),
+        (["channels"], ["on-call", "Slack", "slack://****", "node_lost", "10 in 300 s"]),
+        (["channels", "list"], ["on-call", "Slack", "slack://****"]),
+        (["channels", "add", "on-call", "slack://a/b/c"], ["on-call: Slack at slack://****"]),
+        (["channels", "set", "on-call", "--off"], ["on-call: Slack"]),
+        (["channels", "test", "on-call"], ["on-call: taken (0.4 s)"]),
+        (["channels", "remove", "on-call"], ["on-call: removed"]),
         (["health"], ["healthy", "sandbox"]),
         (["cancel", JOB], ["cancelling"]),
         (["terminate", NODE["node_id"]], ["terminating"]),
@@ -341,6 +348,32 @@ def test_a_configuration_is_sent_as_it_is(api: FakeApi, sky: Sky, tmp_path: Path
     assert sky("models", "add", "org/model", "--weights", "5.3", "--config", str(path)).exit_code == 2
 
 
+def test_a_channel_is_made_with_its_rules_and_its_address_can_come_by_a_pipe(api: FakeApi, sky: Sky) -> None:
+    rules = ["--kind", "node_lost", "--kind", "orphan_found", "--tenant", "a", "--min-severity", "warning"]
+    throttle = ["--at-most", "5", "--period", "15m"]
+    assert sky("channels", "add", "on-call", "-", *rules, *throttle, stdin="slack://a/b/c\n").exit_code == 0
+    sky("channels", "set", "on-call", "--off")
+    assert [body for _, _, _, body in api.requests] == [
+        {
+            "name": "on-call",
+            "url": "slack://a/b/c",
+            "kinds": ["node_lost", "orphan_found"],
+            "tenants": ["a"],
+            "min_severity": "warning",
+            "throttle_count": 5,
+            "throttle_seconds": 900,
+        },
+        {"enabled": False},
+    ]
+
+
+def test_a_test_message_that_is_not_taken_leaves_with_1(api: FakeApi, sky: Sky) -> None:
+    api.taken = False
+    result = sky("channels", "test", "on-call")
+    assert result.exit_code == 1
+    assert "NOT taken: error=404" in result.stdout
+
+
 def test_health_leaves_with_1_when_something_is_away(api: FakeApi, sky: Sky) -> None:
     api.healthy = False
     result = sky("health")
@@ -392,6 +425,8 @@ def test_nobody_there() -> None:
         ["launches", "--status", "nope"],
         ["models", "add", "m"],
         ["api-keys", "create", "n", "--expires", "tomorrow"],
+        ["channels", "add", "on-call"],
+        ["channels", "add", "on-call", "slack://a/b/c", "--kind", "nope"],
         ["nope"],
     ],
 )

@@ -141,6 +141,23 @@ def _rows() -> list[SQLModel]:
         tables.CloudAccessRow(backend="b", cloud="c", enabled=False, reason="no credentials", checked_at=now),
         tables.GivenUpNameRow(name="c"),
         tables.ModelBucketRow(url="s3://b", skipped=[{"path": "p", "reason": "no config.json"}]),
+        tables.NotificationRow(
+            id=1, kind="launch_failed", severity="warning", subject="s", title="t", body="b", dedupe="d"
+        ),
+        tables.NotificationChannelRow(
+            id="h",
+            name="h",
+            url="json://h/secret",
+            masked_url="json://h/****",
+            service="JSON",
+            min_severity="info",
+            throttle_count=1,
+            throttle_seconds=1,
+            created_by="p",
+        ),
+        tables.NotificationDeliveryRow(
+            notification_id=1, channel_id="h", channel_name="h", kind="launch_failed", state="pending"
+        ),
     ]
 
 

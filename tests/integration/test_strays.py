@@ -22,6 +22,11 @@ async def sweeping(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ru
         yield stack
 
 
+async def _told(stack: RunningStack, kind: str) -> list[str]:
+    """What notifications of a kind are about."""
+    return [one.subject for one in (await stack.client.notifications(kind=kind)).notifications]
+
+
 async def test_a_machine_that_nobody_wrote_down_is_ended(sweeping: RunningStack) -> None:
     kind = sweeping.kind()
     cloud = LocalCloud(sweeping.endpoints.local_cloud or "")
@@ -47,6 +52,7 @@ async def test_a_machine_that_nobody_wrote_down_is_ended(sweeping: RunningStack)
         return bool((await sweeping.client.audit(action="machine.gone", subject="sf-nobodys-1")).entries)
 
     await eventually(audited, what="the audit row of its end")
+    assert await _told(sweeping, "orphan_found") == ["sf-nobodys-1"]  # once, though it was found by several sweeps
 
 
 async def test_a_node_whose_machine_is_gone_ends(sweeping: RunningStack) -> None:
@@ -65,3 +71,4 @@ async def test_a_node_whose_machine_is_gone_ends(sweeping: RunningStack) -> None
         {"heartbeat": "no", "engine": "no", "cloud": "no"}
     ]
     assert await sweeping.living(job_id) == []
+    assert await _told(sweeping, "node_lost") == [view.node_id]

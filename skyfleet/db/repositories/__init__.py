@@ -11,6 +11,7 @@ from skyfleet.db.repositories.catalog import (
 from skyfleet.db.repositories.launches import AttemptRepository, LaunchRepository
 from skyfleet.db.repositories.names import GivenUpNameRepository
 from skyfleet.db.repositories.nodes import NodeRepository
+from skyfleet.db.repositories.notifications import ChannelRepository, DeliveryRepository, NotificationRepository
 from skyfleet.db.repositories.watch import WatchRepository
 
 __all__ = [
@@ -19,11 +20,14 @@ __all__ = [
     "AttemptRepository",
     "AuditRepository",
     "CatalogRepository",
+    "ChannelRepository",
+    "DeliveryRepository",
     "GivenUpNameRepository",
     "LaunchRepository",
     "ModelBucketRepository",
     "ModelRepository",
     "NodeRepository",
+    "NotificationRepository",
     "RefusalRepository",
     "WatchRepository",
 ]
