@@ -23,6 +23,7 @@ from activities.heartbeat import heartbeating
 from activities.signatures import WatchSteps
 from skyfleet.clouds.base import Cloud
 from skyfleet.db.repositories import AuditRepository, NodeRepository, NotificationRepository, WatchRepository
+from skyfleet.db.repositories.nodes import NewNodeEvent
 from skyfleet.db.repositories.watch import Serving
 from skyfleet.db.session import Database, DatabaseAway, Session
 from skyfleet.db.tables import FleetWatchRow, NodeRow, utcnow
@@ -121,7 +122,7 @@ class _Decision:
 
 
 @dataclass(slots=True)
-class _Fleet:
+class Fleet:
     """What one stretch remembers between looks."""
 
     backends: dict[str, str] = field(default_factory=dict)  # of each serving machine, by its cluster name
@@ -130,10 +131,16 @@ class _Fleet:
     polls: dict[str, _Poll] = field(default_factory=dict)
     listings: dict[str, _Listing] = field(default_factory=dict)
     breaker: Breaker = field(default_factory=Breaker)
+    alerted: set[str] = field(default_factory=set)  # occasions that were told of in this stretch
     #: Until then (monotonic) silence says nothing: beats may have come while nobody could write them down.
     blind_until: float = -math.inf
     state_written: float = -math.inf
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+def new_fleet(clouds: Mapping[str, Cloud]) -> Fleet:
+    """What is remembered at the beginning of a stretch."""
+    return Fleet(listings={name: _Listing() for name in clouds})
 
 
 class FleetWatch(WatchSteps):
@@ -166,7 +173,7 @@ class FleetWatch(WatchSteps):
     @activity.defn
     async def watch_fleet(self, request: m.WatchInput) -> m.WatchResult:
         """Look again and again. A look that fails (the database is away) is tried with the next."""
-        fleet = _Fleet(listings={name: _Listing() for name in self._clouds})
+        fleet = new_fleet(self._clouds)
         self._go_blind(fleet)
         looks, until = 0, time.monotonic() + _STRETCH_SECONDS
         details: dict[str, Any] = {"looks": 0}
@@ -175,7 +182,7 @@ class FleetWatch(WatchSteps):
                 while time.monotonic() < until and not activity.is_worker_shutdown():
                     began = time.monotonic()
                     try:
-                        await self._look(fleet)
+                        await self.look(fleet)
                         looks += 1
                         details["looks"] = looks
                     except DatabaseAway as failure:
@@ -195,13 +202,14 @@ class FleetWatch(WatchSteps):
     def _late_s(self) -> float:
         return self._policy.late_intervals * self._heartbeat_interval_s
 
-    def _go_blind(self, fleet: _Fleet) -> None:
+    def _go_blind(self, fleet: Fleet) -> None:
         """Count silence anew from now: a beat that was due may have had nowhere to go."""
         fleet.blind_until = time.monotonic() + self._late_s
 
     # --- one look -----------------------------------------------------------------------------------------------
 
-    async def _look(self, fleet: _Fleet) -> None:
+    async def look(self, fleet: Fleet) -> None:
+        """Judge every serving node once, write down what changed, and do what is due."""
         async with self._database.transaction() as session:
             nodes = await WatchRepository(session).serving()
         now = utcnow()
@@ -226,17 +234,26 @@ class FleetWatch(WatchSteps):
             fleet.healths[node.id], fleet.signals[node.id] = health, signals
         was = fleet.breaker
         fleet.breaker = breaker(was, judged, now, self._policy)
-        decided = [item for node in nodes if (item := self._decide(fleet, node, now)) is not None]
+        decided = [
+            item
+            for node in nodes
+            if (item := self._decide(fleet, node, now)) is not None and item.once not in fleet.alerted
+        ]
         async with self._database.transaction() as session:
             await WatchRepository(session).write(changes)
-            for node, signals, health in turned:
-                await _tell_of_turn(session, node, signals, health)
-            commanded = [(one, row) for one in decided if (row := await _write_down(session, one, now)) is not None]
+            await NodeRepository(session).tell_all([_turn(node, signals, health) for node, signals, health in turned])
+            await NodeRepository(session).tell_all([_alert(one) for one in decided if one.what == "alert"])
+            commanded = [
+                (one, row)
+                for one in decided
+                if one.what != "alert" and (row := await _write_down(session, one, now)) is not None
+            ]
             await self._say(session, fleet, was, now)
+        fleet.alerted.update(one.once for one in decided if one.what == "alert")
         for one, row in commanded:
             await self._deliver(one, row)
 
-    def _meet(self, fleet: _Fleet, nodes: Sequence[Serving]) -> None:
+    def _meet(self, fleet: Fleet, nodes: Sequence[Serving]) -> None:
         """Drop what no longer serves, and take in what is new, its first poll at a moment of its own."""
         serving = {node.id for node in nodes}
         for known in (fleet.healths, fleet.signals, fleet.polls):
@@ -251,7 +268,7 @@ class FleetWatch(WatchSteps):
 
     # --- the three signals --------------------------------------------------------------------------------------
 
-    def _signals(self, fleet: _Fleet, node: Serving) -> Signals:
+    def _signals(self, fleet: Fleet, node: Serving) -> Signals:
         fresh = node.silent_s <= self._late_s
         blind = time.monotonic() < fleet.blind_until
         heartbeat = Signal.YES if fresh else Signal.UNKNOWN if blind else Signal.NO
@@ -259,7 +276,7 @@ class FleetWatch(WatchSteps):
         engine = self._engine(fleet, node, fresh=fresh, suspicious=suspicious)
         return Signals(heartbeat, engine, self._cloud(fleet, node, silent=heartbeat is Signal.NO))
 
-    def _engine(self, fleet: _Fleet, node: Serving, *, fresh: bool, suspicious: bool) -> Signal:
+    def _engine(self, fleet: Fleet, node: Serving, *, fresh: bool, suspicious: bool) -> Signal:
         """The last poll; where there is none that counts, what the agent says of the engine."""
         poll, now = fleet.polls[node.id], time.monotonic()
         wanted = now >= poll.due or (suspicious and now - poll.at > _SUSPICION_SECONDS)
@@ -290,7 +307,7 @@ class FleetWatch(WatchSteps):
             poll.failures += 1
             poll.due = poll.at + min(_SUSPICION_SECONDS * 2**poll.failures, self._poll_interval_s)
 
-    def _cloud(self, fleet: _Fleet, node: Serving, *, silent: bool) -> Signal:
+    def _cloud(self, fleet: Fleet, node: Serving, *, silent: bool) -> Signal:
         """The last list that its cloud gave; one from before the node registered says nothing of it."""
         listing, now = fleet.listings.get(node.backend), time.monotonic()
         if listing is None:
@@ -307,7 +324,7 @@ class FleetWatch(WatchSteps):
             return Signal.YES
         return Signal.NO if node.cluster_name in listing.missing else Signal.UNKNOWN
 
-    async def _list(self, fleet: _Fleet, backend: str, listing: _Listing) -> None:
+    async def _list(self, fleet: Fleet, backend: str, listing: _Listing) -> None:
         """One call for all machines; those that should be there and are not are looked for by name."""
         cloud, since = self._clouds[backend], utcnow()
         known = [name for name, of in fleet.backends.items() if of == backend]
@@ -328,14 +345,14 @@ class FleetWatch(WatchSteps):
         finally:
             listing.running = False
 
-    def _begin(self, fleet: _Fleet, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, fleet: Fleet, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         fleet.tasks.add(task)
         task.add_done_callback(fleet.tasks.discard)
 
     # --- what follows -------------------------------------------------------------------------------------------
 
-    def _decide(self, fleet: _Fleet, node: Serving, now: datetime) -> _Decision | None:
+    def _decide(self, fleet: Fleet, node: Serving, now: datetime) -> _Decision | None:
         """What is to be done about the node, if anything."""
         if node.ending:
             return None
@@ -350,7 +367,7 @@ class FleetWatch(WatchSteps):
             if since is None:
                 return _Decision(node, "replace", why, "replace")
             stopped = f"not repaired, since {fleet.breaker.sick} of {fleet.breaker.serving} nodes are sick: {why}"
-            return _Decision(node, "alert", stopped, f"breaker:{since.isoformat()}")
+            return _Decision(node, "alert", stopped, f"breaker:{node.id}:{since.isoformat()}")
         if node.max_life_seconds is not None:
             life = timedelta(seconds=node.max_life_seconds)
             if now - node.registered_at >= life:
@@ -361,11 +378,11 @@ class FleetWatch(WatchSteps):
                 return _Decision(node, "terminate", f"idle for {_words(now - node.idle_since)}", "idle")
         if remedy is Remedy.ALERT:
             assert health.sick_since is not None
-            once = f"alert:{health.rank}:{health.sick_since.isoformat()}"
+            once = f"alert:{node.id}:{health.rank}:{health.sick_since.isoformat()}"
             return _Decision(node, "alert", f"{health.verdict.detail}, for {lasted}", once)
         return None
 
-    async def _say(self, session: Session, fleet: _Fleet, was: Breaker, now: datetime) -> None:
+    async def _say(self, session: Session, fleet: Fleet, was: Breaker, now: datetime) -> None:
         """What the watch saw of the whole, now and then, and at once when the breaker opens or closes."""
         found = fleet.breaker
         if found.open == was.open and time.monotonic() - fleet.state_written < _STATE_SECONDS:
@@ -437,13 +454,14 @@ async def _is_gone(cloud: Cloud, name: str, gate: asyncio.Semaphore) -> bool:
     return machine is None or machine.state is InstanceState.TERMINATED
 
 
-async def _tell_of_turn(session: Session, node: Serving, signals: Signals, health: NodeHealth) -> None:
+def _turn(node: Serving, signals: Signals, health: NodeHealth) -> NewNodeEvent:
+    """What a node's history says of a new verdict."""
     found = health.verdict
-    await NodeRepository(session).tell(
+    return NewNodeEvent(
         node.id,
-        kind="health",
-        message=found.health.value + (f": {found.detail}" if found.detail else ""),
-        data={
+        "health",
+        found.health.value + (f": {found.detail}" if found.detail else ""),
+        {
             "signals": {name: signal.value for name, signal in signals._asdict().items()},
             "routable": found.routable,
             "score": score(health),
@@ -452,12 +470,13 @@ async def _tell_of_turn(session: Session, node: Serving, signals: Signals, healt
     )
 
 
+def _alert(one: _Decision) -> NewNodeEvent:
+    return NewNodeEvent(one.node.id, "alert", one.why, {}, one.once)
+
+
 async def _write_down(session: Session, one: _Decision, now: datetime) -> NodeRow | None:
     """Write the decision where the sweep finds it; the node's row if its workflow is to be told."""
     nodes = NodeRepository(session)
-    if one.what == "alert":
-        await nodes.tell(one.node.id, kind="alert", message=one.why, dedupe=one.once)
-        return None
     row = await nodes.get(one.node.id, lock=True)
     if row is None or row.terminate_requested_at or row.replace_requested_at or row.drain_requested_at:
         return None  # somebody was faster

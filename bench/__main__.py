@@ -11,7 +11,7 @@ import sys
 from bench.report import Report
 from skyfleet.exit import leave
 
-NAMES = ("launches", "accept", "start", "skypilot")
+NAMES = ("launches", "accept", "start", "sweep", "detection", "skypilot")
 
 
 def main() -> int:

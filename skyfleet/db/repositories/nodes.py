@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import DateTime, Row, case, func, or_, select, tuple_, update
+from sqlalchemy import DateTime, Row, case, func, or_, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from skyfleet.db.repositories.base import Repository
 from skyfleet.db.tables import LaunchRow, NodeEventRow, NodeRow, utcnow
 from skyfleet.domain.states import NodeStatus
+
+
+class NewNodeEvent(NamedTuple):
+    """A line for a node's history; one of the same `dedupe` is there once."""
+
+    node_id: str
+    kind: str
+    message: str
+    data: dict[str, Any]
+    dedupe: str | None = None
+
+
+# One statement: when a network fails, thousands of nodes have something to tell at once.
+_TELL = text("""
+    INSERT INTO node_events (node_id, at, kind, message, data, dedupe)
+    SELECT node_id, clock_timestamp(), kind, message, data, dedupe
+    FROM jsonb_to_recordset(CAST(:events AS jsonb))
+      AS event (node_id text, kind text, message text, data jsonb, dedupe text)
+    ON CONFLICT ON CONSTRAINT uq_node_events_dedupe DO NOTHING
+""")
 
 
 class NodeRepository(Repository):
@@ -106,9 +127,13 @@ class NodeRepository(Repository):
         self, node_id: str, *, kind: str, message: str, data: dict[str, Any] | None = None, dedupe: str | None = None
     ) -> None:
         """Add a line to the node's history; one of the same `dedupe` is there once."""
-        values = {"node_id": node_id, "at": utcnow(), "kind": kind, "message": message, "data": data or {}}
-        statement = insert(NodeEventRow).values(**values, dedupe=dedupe)
-        await self.session.execute(statement.on_conflict_do_nothing(constraint="uq_node_events_dedupe"))
+        await self.tell_all([NewNodeEvent(node_id, kind, message, data or {}, dedupe)])
+
+    async def tell_all(self, events: Sequence[NewNodeEvent]) -> None:
+        """Add lines to the histories of many nodes at once."""
+        if events:
+            rows = json.dumps([dict(zip(NewNodeEvent._fields, event, strict=True)) for event in events])
+            await self.session.execute(_TELL, {"events": rows})
 
     async def events(self, node_id: str, *, after: int = 0, limit: int = 200) -> Sequence[NodeEventRow]:
         """The node's history in order, from behind that id on."""
