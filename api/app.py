@@ -14,11 +14,12 @@ from starlette.requests import HTTPConnection
 from api import openapi
 from api.middleware import Guard, refuse_unstorable_text
 from api.problems import ProblemError, on_http_exception, on_invalid_request, on_problem
-from api.routes import access, agents, catalog, doctor, downloads, health, launches, models, nodes, providers
+from api.routes import access, agents, catalog, doctor, downloads, health, launches, metrics, models, nodes, providers
 from api.services import Services
 from api.temporal import TemporalWorkflows, Workflows
 from skyfleet import __version__
 from skyfleet.settings import Settings
+from skyfleet.telemetry import traces
 
 
 async def _storable_body(connection: HTTPConnection) -> None:
@@ -58,6 +59,7 @@ def create_app(settings: Settings, workflows: Workflows | None = None) -> FastAP
         app.include_router(routes.router, dependencies=[Depends(_storable_body)])
     app.include_router(downloads.router)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -67,5 +69,6 @@ def create_app(settings: Settings, workflows: Workflows | None = None) -> FastAP
             expose_headers=["Idempotency-Replayed", "Retry-After", "X-Request-ID"],
         )
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes)
+    traces.instrument(app)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app

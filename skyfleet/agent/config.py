@@ -50,6 +50,7 @@ class Boot:
     shutdown_command: tuple[str, ...] = ()
     advertise_host: str | None = None
     control_plane_patience_s: float | None = None
+    traceparent: str | None = None  # of the launch's trace, told again with what belongs to the launch
 
     @property
     def endpoint_url(self) -> str:
@@ -116,6 +117,7 @@ def load_boot(path: str) -> Boot:
         shutdown_command=_strings(raw, "shutdown_command"),
         advertise_host=_optional_text(raw, "advertise_host"),
         control_plane_patience_s=_optional_seconds(raw, "control_plane_patience_s"),
+        traceparent=_optional_text(raw, "traceparent"),
     )
 
 

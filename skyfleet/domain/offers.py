@@ -115,6 +115,7 @@ class NodeBoot(BaseModel):
     env: dict[str, str] = {}
     heartbeat_interval_s: float = 10.0
     sandbox: bool = False
+    traceparent: str | None = None  # W3C trace context of the launch, where it is traced
 
 
 class CreateRequest(BaseModel):

@@ -8,6 +8,7 @@ from skyfleet.db.repositories.catalog import (
     ModelRepository,
     RefusalRepository,
 )
+from skyfleet.db.repositories.fleet import FleetRepository
 from skyfleet.db.repositories.launches import AttemptRepository, LaunchRepository
 from skyfleet.db.repositories.names import GivenUpNameRepository
 from skyfleet.db.repositories.nodes import NodeRepository
@@ -18,6 +19,7 @@ __all__ = [
     "AttemptRepository",
     "AuditRepository",
     "CatalogRepository",
+    "FleetRepository",
     "GivenUpNameRepository",
     "LaunchRepository",
     "ModelBucketRepository",
