@@ -321,7 +321,7 @@ async def health_endpoint(config: Settings, client: Client, workers: list[Worker
         )
 
     async def tell_metrics(request: Request) -> Response:
-        body, media_type = metrics.exposition(request.headers.get("accept", ""))
+        body, media_type = metrics.exposition(request.headers.get("accept", ""), metrics.WORKER)
         return Response(body, headers={"Content-Type": media_type})
 
     server = _QuietServer(

@@ -48,6 +48,7 @@ async def tell(request: Request, services: Svc) -> Response:
     figures = await services.fleet.figures()
     body, media_type = metrics.exposition(
         request.headers.get("accept", ""),
+        metrics.API,
         metrics.fleet_families(figures, services.settings.heartbeat_interval_seconds),
     )
     return Response(body, headers={"Content-Type": media_type})

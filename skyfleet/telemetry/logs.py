@@ -52,7 +52,7 @@ def _add_fields(record: logging.LogRecord) -> bool:
     workflow = getattr(record, "temporal_workflow", None)
     if isinstance(workflow, dict):
         fields |= {name: str(workflow[name]) for name in ("workflow_id", "run_id") if name in workflow}
-    trace_id = _trace_id()
+    trace_id = current_trace_id()
     if trace_id is not None:
         fields["trace_id"] = trace_id
     for name, value in fields.items():
@@ -61,7 +61,7 @@ def _add_fields(record: logging.LogRecord) -> bool:
     return True
 
 
-def _trace_id() -> str | None:
+def current_trace_id() -> str | None:
     """The id of the current trace; None where nothing is traced, which then costs nothing either."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
 
-from prometheus_client import REGISTRY, Counter, Histogram, Info
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Info, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeHistogramMetricFamily, GaugeMetricFamily, Metric
 
@@ -28,6 +28,12 @@ _HEARTBEAT_AGES: Final = (5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 #: A node is late after so many of its intervals without a heartbeat.
 LATE_INTERVALS: Final = 3
 
+disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, which nobody asks for
+
+#: What only an API, and only a worker, tells.
+API: Final = CollectorRegistry()
+WORKER: Final = CollectorRegistry()
+
 _BUILD = Info("skyfleet_build", "The version that runs.")
 _BUILD.info({"version": __version__})
 
@@ -36,26 +42,32 @@ _REQUESTS = Histogram(
     "Requests to the API, until their answer began.",
     ["method", "route", "status"],
     buckets=_REQUEST_SECONDS,
+    registry=API,
 )
 _ACTIVITIES = Histogram(
     "skyfleet_activity_duration_seconds",
     "Runs of activities by this worker.",
     ["activity", "outcome"],
     buckets=_ACTIVITY_SECONDS,
+    registry=WORKER,
 )
 _STAGES = Histogram(
     "skyfleet_launch_stage_duration_seconds",
     "Time that a launch spent in a stage, all its attempts together; observed when it has ended.",
     ["stage"],
     buckets=_LAUNCH_SECONDS,
+    registry=WORKER,
 )
 _LAUNCHES = Histogram(
     "skyfleet_launch_duration_seconds",
     "Launches from their request to their end.",
     ["outcome"],
     buckets=_LAUNCH_SECONDS,
+    registry=WORKER,
 )
-_ATTEMPTS = Counter("skyfleet_attempts", "Attempts of launches that were decided.", ["cloud", "outcome"])
+_ATTEMPTS = Counter(
+    "skyfleet_attempts", "Attempts of launches that were decided.", ["cloud", "outcome"], registry=WORKER
+)
 
 # There from the start, so that a rate over them has a beginning.
 for _status in LaunchStatus:
@@ -99,10 +111,13 @@ class _Families:
         return self._families
 
 
-def exposition(accept: str, more: Iterable[Metric] = ()) -> tuple[bytes, str]:
-    """This process's metrics and `more`, and their media type: OpenMetrics if `accept` asks for it, else text."""
+def exposition(accept: str, own: CollectorRegistry, more: Iterable[Metric] = ()) -> tuple[bytes, str]:
+    """What every process tells, what this one does (`own`) and `more`; and the media type.
+
+    That is OpenMetrics if the header `Accept` asks for it, else text.
+    """
     encode, media_type = choose_encoder(accept)
-    return encode(_Families([*REGISTRY.collect(), *more])), media_type
+    return encode(_Families([*REGISTRY.collect(), *own.collect(), *more])), media_type
 
 
 def fleet_families(figures: FleetFigures | None, heartbeat_interval_s: float) -> list[Metric]:

@@ -32,6 +32,7 @@ class _Inbound(ActivityInboundInterceptor):
             run_id=info.workflow_run_id,
             activity=info.activity_type,
             attempt=info.attempt,
+            trace_id=logs.current_trace_id(),
             **_subject(input.args),
         )
         began, outcome = time.perf_counter(), "failed"

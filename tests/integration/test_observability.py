@@ -14,6 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from skyfleet.domain.states import LaunchStatus
+from tests.deploy.queries import expressions, names_asked, names_told
 from tests.integration.otlp import Collector, collecting
 from tests.ports import free_port
 from tests.stack import RunningStack, running_stack
@@ -80,7 +81,7 @@ async def observed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ob
 
 
 def values(family: Metric, suffix: str = "") -> dict[tuple[str, ...], float]:
-    """Samples of a family by their labels' values."""
+    """Samples of a family by the values of their labels, which come in the order of the labels' names."""
     return {
         tuple(sample.labels.values()): sample.value for sample in family.samples if sample.name == family.name + suffix
     }
@@ -98,12 +99,93 @@ async def test_a_launch_is_one_trace_from_the_request_to_its_agent(observed: Obs
     }
 
     def whole() -> bool:
-        return wanted <= {(span.service, span.name) for span in observed.collector.trace_with("RunActivity:complete_launch")}
+        spans = observed.collector.trace_with("RunActivity:complete_launch")
+        return wanted <= {(span.service, span.name) for span in spans}
 
-    await eventually(whole, timeout_s=15, what=f"the trace; there are {observed.collector.spans}")
+    await eventually(whole, timeout_s=15, what="the whole trace")
     spans = observed.collector.trace_with("RunActivity:complete_launch")
     roots = [span.name for span in spans if not span.parent]
     assert roots == ["POST /admin/instances/launch"]
     ids = {span.id for span in spans}
     assert all(span.parent in ids for span in spans if span.parent), "a span hangs on one that was never sent"
     assert not [span for span in observed.collector.spans if "heartbeat" in span.name or "/health" in span.name]
+
+
+async def test_the_worker_tells_of_launches_attempts_and_activities(observed: Observed) -> None:
+    families = await observed.families(observed.worker)
+    launches = values(families["skyfleet_launch_duration_seconds"], "_count")
+    assert launches == {("completed",): 1, ("failed",): 1, ("cancelled",): 0, ("timeout",): 0}
+    attempts = values(families["skyfleet_attempts"], "_total")
+    assert attempts == {("aws", "succeeded"): 1, ("azure", "capacity"): 1}
+    stages = values(families["skyfleet_launch_stage_duration_seconds"], "_count")
+    assert stages[("PROVISIONING",)] == 1, "only one of the two got so far"
+    assert stages[("VALIDATING",)] == 2
+    assert not {("READY",), ("FAILED",)} & set(stages), "which do not pass"
+    told = await observed.stack.story(observed.ready)
+    took = values(families["skyfleet_launch_duration_seconds"], "_sum")[("completed",)]
+    assert took == pytest.approx((told[-1].at - told[0].at).total_seconds(), abs=0.01)
+    activities = values(families["skyfleet_activity_duration_seconds"], "_count")
+    assert activities[("complete_launch", "completed")] == 1
+    assert activities[("provision_machine", "failed")] == 1
+
+
+async def test_the_api_tells_of_the_fleet_and_of_its_requests(observed: Observed) -> None:
+    async def settled() -> dict[str, Metric] | None:  # what it knows of the fleet may be some seconds old
+        families = await observed.families(observed.api)
+        return families if values(families["skyfleet_nodes"]) == {("aws", "ready"): 1} else None
+
+    families = await eventually(settled, timeout_s=15, interval_s=0.5, what="the node in the metrics")
+    node = await observed.stack.client.node((await observed.stack.client.status(observed.ready)).node_id or "")
+    assert values(families["skyfleet_cost_rate_dollars_per_hour"]) == {(node.market, "aws"): float(node.cost_per_hour)}
+    assert values(families["skyfleet_database_up"]) == {(): 1}
+    assert set(values(families["skyfleet_open_launches"]).values()) == {0}
+    assert values(families["skyfleet_late_nodes"]) == {("aws",): 0}
+    assert values(families["skyfleet_catalog_age_seconds"])[("local",)] < 60
+    requests = values(families["skyfleet_http_request_duration_seconds"], "_count")
+    assert requests[("POST", "/admin/instances/launch", "2xx")] == 2
+    assert requests[("POST", "/admin/nodes/{node_id}/heartbeat", "2xx")] >= 1
+    assert not [route for _, route, _ in requests if observed.ready in route or node.node_id in route]
+
+
+async def test_what_is_told_is_openmetrics_where_that_is_asked_for(observed: Observed) -> None:
+    for url in (observed.api, observed.worker):
+        answer = await observed.scrape(url, Accept="application/openmetrics-text; version=1.0.0")
+        assert answer.headers["content-type"].startswith("application/openmetrics-text")
+        assert "skyfleet_build" in {family.name for family in parse_openmetrics(answer.text)}
+
+
+async def test_dashboards_and_alerts_ask_for_metrics_that_there_are(observed: Observed) -> None:
+    """A metric that is renamed, in the code or by an upgrade of Temporal's SDK, fails here."""
+    told: set[str] = set()
+    for url in (observed.api, observed.worker, observed.temporal_metrics):
+        text = (await observed.scrape(url)).text
+        told |= names_told(text)
+    # The scrape itself, as Prometheus writes it down.
+    told.add("up")
+    asked = {query: names_asked(query) for query in expressions()}
+    assert len(asked) > 30
+    assert {name: query for query, names in asked.items() for name in names - told} == {}
+
+
+async def test_every_line_of_a_log_has_the_ids_of_what_it_is_about(observed: Observed) -> None:
+    # A machine that will not be created is a step that failed, of which the SDK itself warns.
+    lines = [line for line in observed.log("worker") if line.get("launch_id") == observed.failed]
+    assert lines
+    assert {line["workflow_id"] for line in lines} == {f"launch/{observed.failed}"}
+    assert "provision_machine" in {line["activity"] for line in lines}
+    for line in lines:
+        assert {"timestamp", "level", "logger", "message", "run_id", "attempt", "trace_id"} <= set(line)
+    async with httpx.AsyncClient(base_url=observed.stack.endpoints.api, trust_env=False) as http:
+        answer = await http.get("/admin/nodes", headers={"X-Request-Id": "mine"})
+        assert answer.headers["x-request-id"] == "mine"
+
+
+async def test_no_secret_is_in_a_log(observed: Observed) -> None:
+    secrets = [observed.stack.endpoints.admin_token, observed.stack.database_url.partition("@")[0].rpartition(":")[2]]
+    (machine,) = await observed.stack.ledger(observed.ready)
+    boot = json.loads((observed.stack.machine_folder(machine) / "boot.json").read_text())
+    secrets.append(boot["registration_token"])
+    assert all(len(secret) > 10 for secret in secrets)
+    for log in (observed.stack.data / "logs").iterdir():
+        text = log.read_text(errors="replace")
+        assert not [secret for secret in secrets if secret in text], log.name
