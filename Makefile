@@ -39,7 +39,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 
 .PHONY: debian-packages
 debian-packages: ## Install the Debian packages that tests need (as root or with sudo; says so where there is neither)
-	@scripts/debian-packages.sh --optional chromium openssh-client procps rsync
+	@scripts/debian-packages.sh --optional chromium openssh-client procps prometheus rsync
 
 .PHONY: lint
 lint: install ## Check style, types and the import table

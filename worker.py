@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
@@ -20,7 +19,7 @@ import uvloop
 from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from temporalio.client import (
     Client,
@@ -59,6 +58,8 @@ from skyfleet.exit import leave
 from skyfleet.notifier.process import Notifier
 from skyfleet.polls import EnginePolls
 from skyfleet.settings import Settings, settings
+from skyfleet.telemetry import logs, metrics, traces
+from skyfleet.telemetry.temporal import ActivityTelemetry, serve_sdk_metrics
 from workflows import search_attributes
 from workflows.models import ModelRefreshWorkflow
 from workflows.notifications import NotificationWorkflow
@@ -139,6 +140,7 @@ async def connect(config: Settings) -> Client:
                 namespace=config.temporal_namespace,
                 data_converter=pydantic_data_converter,
                 identity=f"skyfleet-worker@{config.owner}",
+                interceptors=traces.temporal_interceptors(),
             )
         except RuntimeError as failure:  # the SDK's only error here
             _log.warning("no Temporal server at %s yet: %s", config.temporal_address, failure)
@@ -322,6 +324,7 @@ def build_workers(
             activities=activities[queue],
             workflows=WORKFLOWS if queue == queues.CONTROL else [],
             workflow_runner=SANDBOX,
+            interceptors=[ActivityTelemetry()],
             max_concurrent_activities=limits[queue],
             # A cancel reaches an activity with a heartbeat: held back for 0.8 of its timeout, it would take 12 s.
             max_heartbeat_throttle_interval=timedelta(seconds=HEARTBEAT_SECONDS),
@@ -410,7 +413,7 @@ class _QuietServer(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def health_endpoint(config: Settings, client: Client, workers: list[Worker]) -> AsyncIterator[None]:
-    """`GET /health` on loopback: 200 while the queues are polled and Temporal answers, else 503."""
+    """`GET /health`: 200 while the queues are polled and Temporal answers, else 503. `GET /metrics` beside it."""
     if not config.worker_health_port:
         yield
         return
@@ -426,10 +429,14 @@ async def health_endpoint(config: Settings, client: Client, workers: list[Worker
             status_code=200 if temporal and running else 503,
         )
 
+    async def tell_metrics(request: Request) -> Response:
+        body, media_type = metrics.exposition(request.headers.get("accept", ""), metrics.WORKER)
+        return Response(body, headers={"Content-Type": media_type})
+
     server = _QuietServer(
         uvicorn.Config(
-            Starlette(routes=[Route("/health", health)]),
-            host="127.0.0.1",
+            Starlette(routes=[Route("/health", health), Route("/metrics", tell_metrics)]),
+            host=config.worker_health_host,
             port=config.worker_health_port,
             log_level="warning",
             access_log=False,
@@ -508,13 +515,18 @@ async def _publish(config: Settings, database: Database, clouds: dict[str, Cloud
 
 def main() -> None:
     """Entry point of `python -m worker`."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    config = settings()
+    logs.configure(config.log_format)
+    traces.configure("skyfleet-worker")
     try:
-        uvloop.run(run(settings()))
+        if config.temporal_metrics_port:
+            serve_sdk_metrics(config.worker_health_host, config.temporal_metrics_port)
+        uvloop.run(run(config))
     except Exception:
         _log.exception("the worker failed")
         leave(1)
+    finally:
+        traces.shutdown()
     leave(0)
 
 

@@ -25,11 +25,12 @@ from skyfleet.db.tables import AttemptRow, LaunchRow, utcnow
 from skyfleet.domain import ids
 from skyfleet.domain import messages as m
 from skyfleet.domain.errors import ClassifiedError, ErrorKind, ErrorScope
-from skyfleet.domain.launches import LaunchSpec
+from skyfleet.domain.launches import LaunchSpec, status_of
 from skyfleet.domain.notifications import launch_failed
 from skyfleet.domain.offers import Offer
 from skyfleet.domain.planner import Plan, plan
 from skyfleet.domain.states import AttemptState, LaunchStage, NodeStatus
+from skyfleet.telemetry import metrics
 
 #: Offers change seldom; a burst of launches looks once in this time whether they did.
 _CATALOG_SECONDS = 2.0
@@ -176,7 +177,7 @@ class LaunchActivities(LaunchSteps):
                 if node is not None:  # it registered in the moment in which it was given up
                     node.status = NodeStatus.TERMINATING.value
                     node.status_message = "its launch was given up"
-            await launches.record(
+            closed = await launches.record(
                 launch.id,
                 kind="attempt",
                 stage=LaunchStage.TEARING_DOWN,
@@ -188,6 +189,8 @@ class LaunchActivities(LaunchSteps):
             refusal = request.refusal
             if refusal is not None and refusal.until is not None and refusal.until > utcnow():
                 await RefusalRepository(session).remember(refusal, ref.launch_id)
+        if closed:  # counted once it is committed, by the one run that wrote it
+            metrics.attempt_decided(request.offer.cloud, error.kind.value if error else "cancelled")
         return m.Done()
 
     @activity.defn
@@ -199,7 +202,7 @@ class LaunchActivities(LaunchSteps):
             node = await NodeRepository(session).place(ref.node_id)
             if node is None:
                 raise final(invalid(f"There is no node {ref.node_id} in the database."))
-            await launches.record(
+            ended = await launches.record(
                 ref.launch_id,
                 kind="end",
                 stage=LaunchStage.READY,
@@ -212,6 +215,10 @@ class LaunchActivities(LaunchSteps):
             await RefusalRepository(session).forget(
                 node.provider, node.region, node.zone, node.instance_type, node.market
             )
+            timeline = await launches.timeline(ref.launch_id)
+        if ended:
+            metrics.attempt_decided(node.provider, "succeeded")
+            metrics.launch_ended(status_of(LaunchStage.READY), timeline)
         return m.Done()
 
     @activity.defn
@@ -222,17 +229,20 @@ class LaunchActivities(LaunchSteps):
             launch = await _locked(launches, request.launch_id)
             if launch.ended_at is not None:
                 return m.Done()
+            unused: list[str] = []
             for attempt in await AttemptRepository(session).of_launch(request.launch_id):
                 if attempt.state == AttemptState.OPEN.value:  # written down, and cancelled before any create
+                    unused.append(attempt.cloud)
                     attempt.state = AttemptState.CLOSED.value
                     attempt.closing_at = attempt.closed_at = utcnow()
             error = request.error
+            timed_out = error is not None and error.kind is ErrorKind.TIMEOUT
             launch.error = error.model_dump(mode="json") if error else None
-            await launches.record(
+            ended = await launches.record(
                 launch.id,
                 kind="end",
                 stage=request.stage,
-                timed_out=error is not None and error.kind is ErrorKind.TIMEOUT,
+                timed_out=timed_out,
                 message=error.message if error else "cancelled; the cloud confirmed that nothing is left",
                 data={"error": launch.error},
                 dedupe="end",
@@ -255,6 +265,11 @@ class LaunchActivities(LaunchSteps):
                         next_steps=error.next_steps if error else (),
                     )
                 )
+            timeline = await launches.timeline(launch.id)
+        if ended:
+            for cloud in unused:
+                metrics.attempt_decided(cloud, "cancelled")
+            metrics.launch_ended(status_of(request.stage, timed_out=timed_out), timeline)
         return m.Done()
 
     async def _catalog(self, session: Session) -> list[Offer]:

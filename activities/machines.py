@@ -33,6 +33,7 @@ from skyfleet.domain.offers import (
     Offer,
 )
 from skyfleet.domain.states import AGENT_STAGES, AttemptState, LaunchStage, Market, NodeStatus
+from skyfleet.telemetry import traces
 
 #: A create that is under way when its activity is cancelled is waited for this long, so that the teardown that
 #: follows sees what it made.
@@ -148,6 +149,7 @@ class MachineActivities(MachineSteps):
             heartbeat_interval_s=self._heartbeat_interval_s,
             engine_hang_after_s=self._engine_hang_after_s,
             sandbox=offer.sandbox,
+            traceparent=traces.traceparent(),
         )
         return first_asked, boot, spec.tags
 

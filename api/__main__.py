@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
-import sys
 
 import uvicorn
 from sse_starlette.sse import AppStatus
@@ -14,6 +12,7 @@ from api.app import create_app
 from api.services import Services
 from skyfleet.exit import leave
 from skyfleet.settings import settings
+from skyfleet.telemetry import logs, traces
 
 #: How long requests and event streams may take to end, seconds.
 _GRACE_SECONDS = 5
@@ -35,7 +34,8 @@ class _Server(uvicorn.Server):
 def main() -> int:
     """Serve; the exit status. 1 if the address cannot be had."""
     configured = settings()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(configured.log_format)
+    traces.configure("skyfleet-api")
     # Its own way would cut streams off in the middle.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = create_app(configured)
@@ -64,6 +64,8 @@ def main() -> int:
         server.run()
     except SystemExit:  # what uvicorn makes of an address that is taken, after saying so
         return 1
+    finally:
+        traces.shutdown()
     return 0 if server.started else 1
 
 

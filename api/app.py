@@ -22,6 +22,7 @@ from api.routes import (
     downloads,
     health,
     launches,
+    metrics,
     models,
     nodes,
     notifications,
@@ -31,6 +32,7 @@ from api.services import Services
 from api.temporal import TemporalWorkflows, Workflows
 from skyfleet import __version__
 from skyfleet.settings import Settings
+from skyfleet.telemetry import traces
 
 
 async def _storable_body(connection: HTTPConnection) -> None:
@@ -70,6 +72,7 @@ def create_app(settings: Settings, workflows: Workflows | None = None) -> FastAP
         app.include_router(routes.router, dependencies=[Depends(_storable_body)])
     app.include_router(downloads.router)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -79,5 +82,6 @@ def create_app(settings: Settings, workflows: Workflows | None = None) -> FastAP
             expose_headers=["Idempotency-Replayed", "Retry-After", "X-Request-ID"],
         )
     app.add_middleware(Guard, max_body_bytes=settings.max_body_bytes)
+    traces.instrument(app)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign]
     return app

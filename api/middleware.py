@@ -6,11 +6,13 @@ import json
 import logging
 import re
 import secrets
+import time
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import ProblemError, from_exception
+from skyfleet.telemetry import logs, metrics
 
 _log = logging.getLogger("skyfleet.api")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -18,6 +20,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 class Guard:
     """Outermost: gives each request an id, refuses what no route should see, and turns every failure into a problem.
+
+    It also measures: how long each request took until its answer began, by the route that took it.
 
     A body is counted as it arrives, so that one without `Content-Length` is cut off at the same limit. (Starlette's own
     limit, which newer versions have, answers plain text and not a problem.)
@@ -33,6 +37,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
+        logs.bind(request_id=request_id)  # for good: each request is a task of its own
+        began = time.perf_counter()
         started = False
         received = 0
 
@@ -49,6 +55,9 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                metrics.request_answered(
+                    scope["method"], _template(scope), message["status"], time.perf_counter() - began
+                )
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -58,10 +67,10 @@ class Guard:
         except Exception as error:
             problem = from_exception(error)
             if problem is None:
-                _log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+                _log.exception("%s %s failed", scope["method"], scope["path"])
                 problem = ProblemError(500, f"a bug of ours; it is in the log as request {request_id}")
             elif problem.status_code == 503:
-                _log.warning("request %s: %s %s: %s", request_id, scope["method"], scope["path"], error)
+                _log.warning("%s %s: %s", scope["method"], scope["path"], error)
             if started:
                 raise
             await problem.response()(scope, receive, stamped_send)
@@ -77,6 +86,12 @@ class Guard:
     def _too_large(self) -> ProblemError:
         # What is left of the body is not read: the connection cannot be used again.
         return ProblemError(413, f"the body is over the limit of {self._limit} bytes", headers={"Connection": "close"})
+
+
+def _template(scope: Scope) -> str | None:
+    """The path of the route that took the request, with its parameters as names."""
+    template: str | None = getattr(scope.get("route"), "path", None)
+    return template
 
 
 def _request_id(scope: Scope) -> str:

@@ -94,6 +94,8 @@ def _answered(path: str, method: str, operation: dict[str, Any]) -> list[str]:
     """The problems that a route can answer."""
     if path.startswith("/health"):
         return ["400"]
+    if path == "/metrics":
+        return ["400", "401", "403", "503"]
     agents = operation["tags"] == ["node agents"]
     statuses = ["400", "503"] if path.startswith("/admin") else ["400"]
     if path.startswith("/admin"):

@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 from api.catalog import Catalog
 from api.estimates import Estimates
 from api.events import EventHub
+from api.fleet import Fleet
 from api.intents import IntentWriter, Marker
 from api.security import Authenticator, LaunchLimiter
 from api.temporal import Workflows
@@ -38,6 +39,7 @@ class Services:
         self.estimates = Estimates(self.database)
         self.addresses = Notifier()  # the API checks addresses; what is sent, workers send
         self.events = EventHub(self.database)
+        self.fleet = Fleet(self.database)
         self.intents = IntentWriter(self.database)
         self.marker = Marker(self.database, self.auth.used)
         self._tasks: list[asyncio.Task[None]] = []

@@ -329,11 +329,14 @@ class TemporalWorkflows:
             from temporalio.client import Client
             from temporalio.contrib.pydantic import pydantic_data_converter
 
+            from skyfleet.telemetry import traces
+
             # Lazy: no call is made here. Each call connects if need be, and the channel reconnects by itself.
             self._client = await Client.connect(
                 self._settings.temporal_address,
                 namespace=self._settings.temporal_namespace,
                 data_converter=pydantic_data_converter,
+                interceptors=traces.temporal_interceptors(),
                 lazy=True,
             )
         return self._client

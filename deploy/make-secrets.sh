@@ -28,6 +28,8 @@ keep temporal_database_password "$(random)"
 keep skyfleet_database_password "$(random)"
 keep database_url "postgresql://skyfleet:$(<"$folder/skyfleet_database_password")@postgres:5432/skyfleet"
 keep admin_token "$(random)"
+keep metrics_token "$(random)"
+keep grafana_admin_password "$(random)"
 
 # Given by others, so empty until you write them: the keys of the model bucket, and the service-account token of a SkyPilot
 # API server of your own.

@@ -9,12 +9,18 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_BY_FILE = ("admin_token", "database_url", "model_bucket_access_key_id", "model_bucket_secret_access_key")
+_BY_FILE = (
+    "admin_token",
+    "database_url",
+    "metrics_token",
+    "model_bucket_access_key_id",
+    "model_bucket_secret_access_key",
+)
 
 
 class Settings(BaseSettings):
@@ -57,6 +63,11 @@ class Settings(BaseSettings):
     sandbox: bool = False  # the embedded stack: everything is marked so
     admin_token: SecretStr | None = None
 
+    # what a process tells of itself
+    log_format: Literal["text", "json"] = "text"
+    metrics_token: SecretStr | None = None  # of whoever scrapes the API; None: whoever is on this machine
+    temporal_metrics_port: int = Field(default=0, ge=0, lt=65_536)  # of a worker, for the Temporal SDK's own; 0: none
+
     # API
     api_host: str = "127.0.0.1"
     api_port: int = 8080
@@ -67,7 +78,8 @@ class Settings(BaseSettings):
 
     # worker
     worker_queues: list[str] = ["control", "provision", "teardown"]
-    worker_health_port: int = 0  # 0: none
+    worker_health_port: int = 0  # of /health and /metrics; 0: none
+    worker_health_host: str = "127.0.0.1"  # of both its ports
     provision_concurrency: int = Field(default=20, ge=1)
     teardown_concurrency: int = Field(default=20, ge=1)
     control_concurrency: int = Field(default=50, ge=1)

@@ -54,6 +54,7 @@ class Boot:
     control_plane_patience_s: float | None = None
     metadata_url: str | None = None
     engine_hang_after_s: float = _HANG_AFTER_S
+    traceparent: str | None = None  # of the launch's trace, told again with what belongs to the launch
 
     @property
     def endpoint_url(self) -> str:
@@ -122,6 +123,7 @@ def load_boot(path: str) -> Boot:
         control_plane_patience_s=_optional_seconds(raw, "control_plane_patience_s"),
         metadata_url=(_optional_text(raw, "metadata_url") or "").rstrip("/") or None,
         engine_hang_after_s=_optional_seconds(raw, "engine_hang_after_s") or _HANG_AFTER_S,
+        traceparent=_optional_text(raw, "traceparent"),
     )
 
 

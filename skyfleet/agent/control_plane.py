@@ -121,7 +121,7 @@ class ControlPlane:
         }
         url = f"{boot.control_plane_url}/admin/nodes/register?node_id={quote(boot.node_id, safe='')}"
         while True:
-            answer = await self._until_done("register", url, body, {"Idempotency-Key": idempotency_key})
+            answer = await self._until_done("register", url, body, {"Idempotency-Key": idempotency_key} | self._trace())
             key = answer.json().get("heartbeat_key")
             if isinstance(key, str) and key:
                 return key
@@ -150,7 +150,11 @@ class ControlPlane:
         return answer is not None
 
     def _with_token(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._boot.registration_token}"}
+        return {"Authorization": f"Bearer {self._boot.registration_token}"} | self._trace()
+
+    def _trace(self) -> dict[str, str]:
+        """Makes stages and registration part of the launch's trace; heartbeats, which outlive it, are none."""
+        return {"traceparent": self._boot.traceparent} if self._boot.traceparent else {}
 
     async def _until_done(self, what: str, url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> Answer:
         back_off = BackOff()

@@ -116,6 +116,7 @@ class NodeBoot(BaseModel):
     heartbeat_interval_s: float = 10.0
     engine_hang_after_s: float = 60.0
     sandbox: bool = False
+    traceparent: str | None = None  # W3C trace context of the launch, where it is traced
 
 
 class CreateRequest(BaseModel):

@@ -40,7 +40,7 @@ OURS = ("migrate", "api", "worker-control", "worker-provision", "dashboard")
 #: Variables that name a port to listen on.
 _LISTENING = (
     *("SKYFLEET_API_PORT", "SKYFLEET_WORKER_HEALTH_PORT", "SKYFLEET_DASHBOARD_PORT"),
-    "SKYPILOT_API_SERVER_LOCAL_PORT",
+    *("SKYFLEET_TEMPORAL_METRICS_PORT", "SKYPILOT_API_SERVER_LOCAL_PORT"),
 )
 #: Seconds between SIGTERM and SIGKILL.
 GRACE = 30
@@ -281,6 +281,14 @@ async def test_every_service_of_ours_becomes_healthy_and_stops_when_asked(engine
     async with httpx.AsyncClient(base_url=api) as client:
         assert (await client.get("/admin/nodes", headers={"X-Admin-Token": token})).json()["nodes"] == []
         assert (await client.get("/admin/nodes", headers={"X-Admin-Token": "wrong"})).status_code == 401
+        bearer = {"Authorization": f"Bearer {(engine.secrets / 'metrics_token').read_text()}"}
+        assert "skyfleet_database_up 1.0" in (await client.get("/metrics", headers=bearer)).text
+        assert (await client.get("/metrics")).status_code == 401
+        for worker in ("worker-control", "worker-provision"):
+            answer = await client.get(f"http://127.0.0.1:{engine.port(worker, 8090)}/metrics")
+            assert "skyfleet_build_info" in answer.text
+            answer = await client.get(f"http://127.0.0.1:{engine.port(worker, 8091)}/metrics")
+            assert "temporal_num_pollers" in answer.text
 
     # Nobody answers there, and nothing of ours needs it to start.
     found = await doctor(api, token)

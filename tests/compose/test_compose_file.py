@@ -95,7 +95,7 @@ def test_the_version_is_the_projects() -> None:
 @every_service
 def test_images_are_pinned(name: str) -> None:
     tag = VARIABLES.sub(lambda match: match[2], SERVICES[name]["image"]).rpartition(":")[2]
-    assert re.fullmatch(r"\d+\.\d+(\.\d+)?", tag), SERVICES[name]["image"]
+    assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?", tag), SERVICES[name]["image"]
 
 
 @every_service
@@ -139,6 +139,30 @@ def test_our_images_do_not_run_as_root() -> None:
     assert {service["user"] for service in ours.values()} == {"10001:10001"}
     assert re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)[-1] == "10001:10001"
     assert SERVICES["postgres"]["user"] == "postgres"
+    for name in ("prometheus", "grafana"):
+        assert int(SERVICES[name]["user"].partition(":")[0]) > 0
+        assert SERVICES[name]["profiles"] == ["observe"]
+
+
+def test_prometheus_scrapes_services_at_ports_that_they_listen_on() -> None:
+    prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    scraped = {
+        (job["job_name"], service, found["port"])
+        for job in prometheus["scrape_configs"]
+        for found in job["dns_sd_configs"]
+        for service in found["names"]
+    }
+    workers = ("worker-control", "worker-provision")
+    assert scraped == {
+        ("skyfleet-api", "api", 8080),
+        *(("skyfleet-worker", name, 8090) for name in workers),
+        *(("skyfleet-worker-sdk", name, 8091) for name in workers),
+    }
+    for name in workers:
+        environment = SERVICES[name]["environment"]
+        assert environment["SKYFLEET_WORKER_HEALTH_HOST"] == "0.0.0.0"
+        assert environment["SKYFLEET_WORKER_HEALTH_PORT"] == "8090"
+        assert environment["SKYFLEET_TEMPORAL_METRICS_PORT"] == "8091"
 
 
 def test_secrets_come_from_files_and_only_from_there(tmp_path: Path) -> None:

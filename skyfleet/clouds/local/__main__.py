@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import logging
 import os
 import socket
 import sys
@@ -16,6 +15,8 @@ import uvloop
 from skyfleet.clouds.local.server import serve
 from skyfleet.clouds.local.service import LocalCloudService
 from skyfleet.clouds.local.world import DEFAULT_WORLD, load_world
+from skyfleet.settings import settings
+from skyfleet.telemetry import logs
 
 
 def main() -> int:
@@ -27,7 +28,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help=f"the world, a TOML file (default: {DEFAULT_WORLD})")
     parser.add_argument("--seed", type=int, default=0, help="of delays' jitter and faults' dice")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(settings().log_format)
 
     os.umask(0o077)  # the ledger and the machines' folders hold one-time tokens and keys
     data: Path = arguments.data.resolve()

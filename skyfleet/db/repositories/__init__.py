@@ -8,6 +8,7 @@ from skyfleet.db.repositories.catalog import (
     ModelRepository,
     RefusalRepository,
 )
+from skyfleet.db.repositories.fleet import FleetRepository
 from skyfleet.db.repositories.launches import AttemptRepository, LaunchRepository
 from skyfleet.db.repositories.names import GivenUpNameRepository
 from skyfleet.db.repositories.nodes import NodeRepository
@@ -22,6 +23,7 @@ __all__ = [
     "CatalogRepository",
     "ChannelRepository",
     "DeliveryRepository",
+    "FleetRepository",
     "GivenUpNameRepository",
     "LaunchRepository",
     "ModelBucketRepository",

@@ -254,6 +254,15 @@ class LaunchRepository(Repository):
         )
         return (await self.session.execute(statement)).scalars().all()
 
+    async def timeline(self, launch_id: str) -> list[tuple[LaunchStage, datetime]]:
+        """The stage after each event, and when that was, in order."""
+        statement = (
+            select(col(LaunchEventRow.stage), col(LaunchEventRow.at))
+            .where(col(LaunchEventRow.launch_id) == launch_id)
+            .order_by(col(LaunchEventRow.seq))
+        )
+        return [(LaunchStage(stage), at) for stage, at in await self.session.execute(statement)]
+
     async def page(
         self,
         *,

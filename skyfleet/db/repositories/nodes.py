@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import DateTime, Row, case, func, or_, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from skyfleet.db.repositories.base import Repository

@@ -1,0 +1,1 @@
+"""What Skyfleet tells of itself: metrics, logs and traces."""
