@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -13,13 +14,19 @@ from temporalio import activity
 
 from activities.signatures import SweepSteps
 from skyfleet.clouds.base import Cloud
-from skyfleet.db.repositories import AttemptRepository, CatalogRepository, LaunchRepository, NodeRepository
+from skyfleet.db.repositories import (
+    AttemptRepository,
+    CatalogRepository,
+    CostRepository,
+    LaunchRepository,
+    NodeRepository,
+)
 from skyfleet.db.session import Database
 from skyfleet.db.tables import BackendRow, utcnow
 from skyfleet.domain import messages as m
 from skyfleet.domain.errors import CloudError, CloudUnreachable
 from skyfleet.domain.launches import LaunchSpec
-from skyfleet.domain.offers import InstanceState
+from skyfleet.domain.offers import CloudInstance, InstanceState
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +131,8 @@ class SweepActivities(SweepSteps):
         # nothing that comes to be in between looks lost, or like a stray.
         async with self._database.transaction() as session:
             nodes = await NodeRepository(session).serving(backend)
-        machines = {machine.name for machine in await cloud.list(self._owner)}
+            billed = await CostRepository(session).billed(backend)
+        machines = {machine.name: machine for machine in await cloud.list(self._owner)}
         async with self._database.transaction() as session:
             attempts = await AttemptRepository(session).of_clusters(sorted(machines))
         for name in sorted(machines):
@@ -146,6 +154,32 @@ class SweepActivities(SweepSteps):
                 if request.dry_run or await self._delivery.terminate_node(node.workflow_input(), lost):
                     _log.warning("the machine of node %s is gone", node.id)
                     result.lost_nodes.append(node.id)
+        if not request.dry_run:
+            await self._keep_ledger(cloud, machines, billed)
+
+    async def _keep_ledger(self, cloud: Cloud, machines: Mapping[str, CloudInstance], billed: set[str]) -> None:
+        """Bill what the cloud has and nobody wrote down, and end the bill of what is gone without anybody's doing."""
+        unbilled = sorted(machines.keys() - billed)
+        async with self._database.transaction() as session:
+            ended = await CostRepository(session).of_machines(unbilled)
+        back, gone = [], {}
+        for name in sorted(ended):
+            with contextlib.suppress(CloudError, CloudUnreachable):
+                if ended[name].ended_at is not None and await _there(cloud, name):
+                    back.append(name)
+        for name in sorted(billed - machines.keys()):
+            with contextlib.suppress(CloudError, CloudUnreachable):
+                machine = await cloud.get(name)
+                if machine is None or machine.state is InstanceState.TERMINATED:
+                    gone[name] = machine.terminated_at if machine else None
+        async with self._database.transaction() as session:
+            costs = CostRepository(session)
+            for name in unbilled:
+                await costs.has(machines[name])
+            for name in back:
+                await costs.reopen(name)
+            for name, at in gone.items():
+                await costs.ended(name, at or utcnow(), told=at is not None)
 
     @activity.defn
     async def refresh_catalog(self, request: m.SweepInput) -> m.SweepResult:

@@ -85,3 +85,8 @@ def new_secret() -> str:
 def new_api_key_id() -> str:
     """Public part of an API key, by which it is found and named in the audit log."""
     return secrets.token_hex(6)
+
+
+def new_budget_id() -> str:
+    """Id of a budget, which outlives a change of all else."""
+    return f"budget-{secrets.token_hex(6)}"

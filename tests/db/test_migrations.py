@@ -139,6 +139,19 @@ def _rows() -> list[SQLModel]:
         tables.CloudAccessRow(backend="b", cloud="c", enabled=False, reason="no credentials", checked_at=now),
         tables.GivenUpNameRow(name="c"),
         tables.ModelBucketRow(url="s3://b", skipped=[{"path": "p", "reason": "no config.json"}]),
+        tables.CostIntervalRow(
+            cluster_name="c",
+            instance_id="i",
+            backend="b",
+            provider="c",
+            **place,
+            hourly_price=Decimal(1),
+            started_at=now,
+        ),
+        tables.BudgetRow(id="b", name="b", scope="all", amount=Decimal(1), hard_stop="none", created_by="p"),
+        tables.BudgetAlertRow(
+            budget_id="b", period_start=now, fraction=Decimal("0.8"), spent=Decimal(1), amount=Decimal(1)
+        ),
     ]
 
 

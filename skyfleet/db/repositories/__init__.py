@@ -1,6 +1,7 @@
 """All SQL. One repository a subject; the caller owns the transaction."""
 
 from skyfleet.db.repositories.audit import ApiKeyRepository, AuditRepository
+from skyfleet.db.repositories.budgets import BudgetRepository
 from skyfleet.db.repositories.catalog import (
     AgentBundleRepository,
     CatalogRepository,
@@ -8,6 +9,7 @@ from skyfleet.db.repositories.catalog import (
     ModelRepository,
     RefusalRepository,
 )
+from skyfleet.db.repositories.costs import CostRepository
 from skyfleet.db.repositories.launches import AttemptRepository, LaunchRepository
 from skyfleet.db.repositories.names import GivenUpNameRepository
 from skyfleet.db.repositories.nodes import NodeRepository
@@ -17,7 +19,9 @@ __all__ = [
     "ApiKeyRepository",
     "AttemptRepository",
     "AuditRepository",
+    "BudgetRepository",
     "CatalogRepository",
+    "CostRepository",
     "GivenUpNameRepository",
     "LaunchRepository",
     "ModelBucketRepository",
