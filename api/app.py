@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from api import openapi
 from api.middleware import Guard, refuse_unstorable_text
 from api.problems import ProblemError, on_http_exception, on_invalid_request, on_problem
-from api.routes import access, agents, catalog, doctor, downloads, health, launches, models, nodes, providers
+from api.routes import access, agents, catalog, costs, doctor, downloads, health, launches, models, nodes, providers
 from api.services import Services
 from api.temporal import TemporalWorkflows, Workflows
 from skyfleet import __version__
@@ -54,7 +54,7 @@ def create_app(settings: Settings, workflows: Workflows | None = None) -> FastAP
     )
     app.state.services = Services(settings, workflows or TemporalWorkflows(settings))
     # Agents before nodes: `/admin/nodes/register` is not a node's name.
-    for routes in (launches, agents, nodes, models, catalog, providers, access, doctor):
+    for routes in (launches, agents, nodes, models, catalog, providers, costs, access, doctor):
         app.include_router(routes.router, dependencies=[Depends(_storable_body)])
     app.include_router(downloads.router)
     app.include_router(health.router)
@@ -62,7 +62,7 @@ def create_app(settings: Settings, workflows: Workflows | None = None) -> FastAP
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Admin-Token"],
             expose_headers=["Idempotency-Replayed", "Retry-After", "X-Request-ID"],
         )

@@ -15,6 +15,7 @@ from api.events import EventHub
 from api.intents import IntentWriter, Marker
 from api.security import Authenticator, LaunchLimiter
 from api.temporal import Workflows
+from skyfleet.db.budget_stops import BudgetStops
 from skyfleet.db.session import Database
 from skyfleet.settings import Settings
 
@@ -35,6 +36,7 @@ class Services:
         self.limiter = LaunchLimiter(settings.launch_rate_per_minute)
         self.catalog = Catalog(self.database)
         self.estimates = Estimates(self.database)
+        self.stops = BudgetStops()
         self.events = EventHub(self.database)
         self.intents = IntentWriter(self.database)
         self.marker = Marker(self.database, self.auth.used)

@@ -49,6 +49,9 @@ class Budget(BaseModel):
     amount: Decimal
     alert_fractions: list[Decimal] = []
     hard_stop: HardStop = HardStop.NONE
+    created_by: str
+    created_at: datetime
+    updated_at: datetime
     spent: Decimal = Decimal(0)
     hourly_rate: Decimal = Decimal(0)
 
