@@ -11,7 +11,8 @@ from skyfleet.db.repositories import AuditRepository, BudgetRepository, NodeRepo
 from skyfleet.db.session import Database, Session
 from skyfleet.db.tables import utcnow
 from skyfleet.domain import messages as m
-from skyfleet.domain.budgets import Budget, HardStop, drain_next
+from skyfleet.domain.budgets import Budget, drain_next
+from skyfleet.domain.cost import HardStop
 
 _log = logging.getLogger(__name__)
 

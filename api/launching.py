@@ -104,7 +104,7 @@ async def _check_budgets(services: Services, principal: Principal, verdict: Verd
     spender = Spender(tenant=principal.tenant, user=principal.name, deployment=verdict.spec.deployment)
     budget = refusing(budgets, spender, verdict.spec, sold)
     if budget is not None:
-        raise ProblemError(402, f"no launch: {budget.told()}; an admin can raise it, or wait for the next month")
+        raise ProblemError(402, f"no launch: {budget.told()}; ask an admin to raise it, or wait for the next month")
 
 
 async def _earlier(services: Services, principal: Principal, key: str, request_hash: str) -> AcceptedLaunch | None:

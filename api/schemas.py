@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from skyfleet.domain import ids
-from skyfleet.domain.budgets import BudgetScope, HardStop
+from skyfleet.domain.cost import BudgetScope, HardStop
 from skyfleet.domain.launches import Deadlines, Fallback
 from skyfleet.domain.model_config import Dtype
 from skyfleet.domain.states import AGENT_STAGES, MarketPolicy, Role

@@ -24,8 +24,7 @@ from skyfleet.cli.common import (
     table,
     write_json,
 )
-from skyfleet.domain.budgets import BudgetScope, HardStop
-from skyfleet.domain.cost import CostKey, CostOutcome
+from skyfleet.domain.cost import BudgetScope, CostKey, CostOutcome, HardStop
 from skyfleet.domain.states import Market
 
 if TYPE_CHECKING:

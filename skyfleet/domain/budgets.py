@@ -6,35 +6,16 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
-from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from skyfleet.domain.cost import BudgetScope, HardStop
 from skyfleet.domain.errors import ClassifiedError, ErrorKind, ErrorScope
 from skyfleet.domain.launches import LaunchSpec
 from skyfleet.domain.states import Market
 
 #: One sweep asks for the end of this part of a scope's nodes.
 _DRAINED_AT_ONCE = 4
-
-
-class BudgetScope(StrEnum):
-    """Whose money a budget counts."""
-
-    ALL = "all"
-    TENANT = "tenant"
-    USER = "user"  # who asked for the launch: a key's name
-    DEPLOYMENT = "deployment"
-    EXPERIMENT = "experiment"
-    PROVIDER = "provider"
-
-
-class HardStop(StrEnum):
-    """What happens once all of a budget is spent, apart from the alert."""
-
-    NONE = "none"
-    REFUSE = "refuse"  # no new launch
-    DRAIN = "drain"  # and the nodes in its scope are ended
 
 
 class Budget(BaseModel):

@@ -43,6 +43,25 @@ class CostOutcome(StrEnum):
     STRAY = "stray"  # no launch claimed it
 
 
+class BudgetScope(StrEnum):
+    """Whose money a budget counts."""
+
+    ALL = "all"
+    TENANT = "tenant"
+    USER = "user"  # who asked for the launch: a key's name
+    DEPLOYMENT = "deployment"
+    EXPERIMENT = "experiment"
+    PROVIDER = "provider"
+
+
+class HardStop(StrEnum):
+    """What happens once all of a budget is spent, apart from the alert."""
+
+    NONE = "none"
+    REFUSE = "refuse"  # no new launch
+    DRAIN = "drain"  # and the nodes in its scope are ended
+
+
 def interval_cost(hourly_price: Decimal, start: datetime, end: datetime) -> Decimal:
     """US dollars for a machine held from `start` to `end`, exact to six decimals.
 

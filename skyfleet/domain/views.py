@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from skyfleet.domain.budgets import BudgetScope, HardStop
-from skyfleet.domain.cost import CostKey, CostOutcome
+from skyfleet.domain.cost import BudgetScope, CostKey, CostOutcome, HardStop
 from skyfleet.domain.errors import ClassifiedError
 from skyfleet.domain.model_bucket import SkippedPath
 from skyfleet.domain.sizing import VramEstimate

@@ -18,8 +18,7 @@ from skyfleet.db import migrate
 from skyfleet.db.repositories import BudgetRepository, CostRepository
 from skyfleet.db.session import Database
 from skyfleet.db.tables import AttemptRow, BudgetRow, CostIntervalRow, LaunchRow, OfferRow
-from skyfleet.domain.budgets import BudgetScope
-from skyfleet.domain.cost import CostKey, interval_cost, month_of
+from skyfleet.domain.cost import BudgetScope, CostKey, interval_cost, month_of
 from skyfleet.domain.offers import CloudInstance, InstanceState
 from skyfleet.domain.states import Market
 from tests.postgres import TestServer

@@ -240,3 +240,32 @@ async def _kill_some(stack: RunningStack, dice: random.Random) -> list[str]:
             stack.kill(name)
             killed.append(name)
     return killed
+
+
+async def test_a_spent_budget_alerts_refuses_and_drains(billed: RunningStack) -> None:
+    stack = billed
+    kind = stack.kind()
+    first, other = await all_of(
+        [
+            stack.launch(kind.aws, deployment="drained", use_spot=True),
+            stack.launch(kind.gcp, provider="gcp", region="us-central1", deployment="spared"),
+        ]
+    )
+    drained, spared = await all_of(stack.ready(job_id) for job_id in (first, other))
+    body = {"scope": "deployment", "value": "drained", "amount": "0.0001", "hard_stop": "drain"}
+    await stack.client.set_budget("tiny", body)
+    await stack.terminated(first)
+    node = await stack.client.node(drained.node_id or "")
+    assert node.status_message == "terminated by budget tiny"
+    assert (await stack.client.node(spared.node_id or "")).status == "ready"
+    alerts = (await stack.client.budget("tiny")).alerts
+    assert [alert.fraction for alert in alerts] == [Decimal("0.5"), Decimal("0.8"), Decimal(1)]
+    audited = (await stack.client.audit(action="budget.alert", subject="tiny")).entries
+    assert len(audited) == 3
+    with pytest.raises(ApiError, match="budget tiny of the deployment drained") as refused:
+        await stack.launch(kind.aws, deployment="drained")
+    assert refused.value.status == 402
+    await stack.client.delete_budget("tiny")
+    again = await stack.launch(kind.aws, deployment="drained")
+    await stack.ready(again)
+    await stack.terminate(again, other)

@@ -15,8 +15,8 @@ from sqlmodel import col
 from skyfleet.db.repositories.base import Repository
 from skyfleet.db.repositories.costs import cost_sql
 from skyfleet.db.tables import BudgetAlertRow, BudgetRow, CostIntervalRow, NodeRow
-from skyfleet.domain.budgets import Budget, BudgetScope, DrainCandidate
-from skyfleet.domain.cost import month_of
+from skyfleet.domain.budgets import Budget, DrainCandidate
+from skyfleet.domain.cost import BudgetScope, month_of
 from skyfleet.domain.states import NodeStatus
 
 #: The column of the ledger that a budget's value is compared with.
