@@ -37,6 +37,7 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
+from activities.costs import CostActivities
 from activities.heartbeat import HEARTBEAT_SECONDS
 from activities.launch import LaunchActivities
 from activities.machines import MachineActivities
@@ -299,6 +300,7 @@ def build_workers(
             node.check_replacement,
             node.check_drain,
             sweep.redeliver_intents,
+            CostActivities(database).check_budgets,
         ],
         queues.PROVISION: [machines.provision_machine],
         queues.TEARDOWN: [

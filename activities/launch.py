@@ -10,6 +10,7 @@ from temporalio import activity
 from activities.failures import final
 from activities.signatures import LaunchSteps
 from activities.specs import SpecCache, invalid
+from skyfleet.db.budget_stops import BudgetStops
 from skyfleet.db.repositories import (
     AttemptRepository,
     AuditRepository,
@@ -24,6 +25,7 @@ from skyfleet.db.session import Database, Session
 from skyfleet.db.tables import AttemptRow, LaunchRow, utcnow
 from skyfleet.domain import ids
 from skyfleet.domain import messages as m
+from skyfleet.domain.budgets import Spender, closed_providers, refusal, refusing
 from skyfleet.domain.errors import ClassifiedError, ErrorKind, ErrorScope
 from skyfleet.domain.launches import LaunchSpec, status_of
 from skyfleet.domain.notifications import launch_failed
@@ -48,6 +50,7 @@ class LaunchActivities(LaunchSteps):
         self._version: tuple[str, ...] | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()  # a burst reads it once
+        self._stops = BudgetStops()
 
     @activity.defn
     async def validate_launch(self, request: m.ValidateInput) -> m.ValidateResult:
@@ -68,6 +71,14 @@ class LaunchActivities(LaunchSteps):
             fitting = plan(spec, offers, [], [], utcnow())
             if not fitting.offers:
                 raise final(_nothing_left(spec, fitting))
+            stops = await self._stops.read(session)
+            if any(budget.stops for budget in stops):
+                launch = await launches.get(request.launch_id)
+                assert launch is not None
+                spender = Spender(tenant=launch.tenant, user=launch.principal, deployment=launch.deployment)
+                stopped = refusing(stops, spender, spec, {offer.cloud for offer in offers})
+                if stopped is not None:
+                    raise final(refusal(stopped))
             return m.ValidateResult(fitting_offers=len(fitting.offers))
 
     @activity.defn
@@ -78,10 +89,15 @@ class LaunchActivities(LaunchSteps):
             spec = await self._specs.of(launches, request.launch_id)
             offers = await self._catalog(session)
             refusals = await RefusalRepository(session).live()
-            chosen = plan(spec, offers, refusals, request.tried, utcnow())
+            closed = closed_providers(await self._stops.read(session))
+            open_to_it = [offer for offer in offers if offer.cloud not in closed] if closed else offers
+            chosen = plan(spec, open_to_it, refusals, request.tried, utcnow())
             left_out = chosen.summary()
             if not chosen.offers:
                 error = _nothing_left(spec, chosen)
+                if closed:
+                    elsewhere = plan(spec, offers, refusals, request.tried, utcnow()).offers
+                    error = next((refusal(closed[one.cloud]) for one in elsewhere if one.cloud in closed), error)
                 await launches.record(
                     request.launch_id,
                     kind="plan",

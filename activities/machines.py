@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Mapping
@@ -16,7 +17,13 @@ from activities.heartbeat import heartbeating
 from activities.signatures import MachineSteps
 from activities.specs import SpecCache
 from skyfleet.clouds.base import Cloud
-from skyfleet.db.repositories import AttemptRepository, AuditRepository, LaunchRepository, NodeRepository
+from skyfleet.db.repositories import (
+    AttemptRepository,
+    AuditRepository,
+    CostRepository,
+    LaunchRepository,
+    NodeRepository,
+)
 from skyfleet.db.session import Database
 from skyfleet.db.tables import utcnow
 from skyfleet.domain import ids
@@ -194,6 +201,7 @@ class MachineActivities(MachineSteps):
                 dedupe=f"accepted:{ref.number}",
             )
             await AttemptRepository(session).accepted(ref.launch_id, ref.number, instance)
+            await CostRepository(session).has(instance)
 
     async def _watch_up(
         self,
@@ -291,6 +299,7 @@ class MachineActivities(MachineSteps):
         details: dict[str, Any] = {"cluster": name}
         async with heartbeating(details):
             try:
+                await self._bill(cloud, name)
                 await cloud.terminate(name)
                 gone, instance = await self._watch_gone(cloud, name, details)
             except (CloudError, CloudUnreachable) as failure:
@@ -307,6 +316,17 @@ class MachineActivities(MachineSteps):
         at = instance.terminated_at if instance and instance.terminated_at else utcnow()
         await self._confirm(request, at, instance)
         return m.TerminateResult(confirmed_at=at, existed=instance is not None)
+
+    async def _bill(self, cloud: Cloud, name: str) -> None:
+        """A machine whose create was never answered costs as well, and not every cloud remembers one that is gone."""
+        async with self._database.transaction() as session:
+            if await CostRepository(session).known(name):
+                return
+        with contextlib.suppress(CloudError, CloudUnreachable):
+            instance = await cloud.get(name)
+            if instance is not None:
+                async with self._database.transaction() as session:
+                    await CostRepository(session).has(instance)
 
     async def _watch_gone(self, cloud: Cloud, name: str, details: dict[str, Any]) -> tuple[bool, CloudInstance | None]:
         pause, until = 0.1, time.monotonic() + _WATCH_SECONDS
@@ -363,6 +383,11 @@ class MachineActivities(MachineSteps):
                         attempt.created_at, attempt.instance_id = instance.created_at, instance.id
                     if attempt.state == AttemptState.CLOSING.value:
                         attempt.state = AttemptState.CLOSED.value
+            costs = CostRepository(session)
+            if instance is not None:
+                await costs.has(instance)
+            told = instance is not None and instance.terminated_at is not None
+            await costs.ended(request.cluster_name, at, told=told)
             if request.node_id is not None:
                 node = await NodeRepository(session).get(request.node_id, lock=True)
                 if node is not None:

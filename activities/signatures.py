@@ -116,6 +116,15 @@ class SweepSteps:
         raise NotImplementedError
 
 
+class CostSteps:
+    """What looks after costs. Queue: `control`."""
+
+    @activity.defn
+    async def check_budgets(self, request: m.SweepInput) -> m.CheckBudgetsResult:
+        """Alert on budgets whose fractions were crossed, and drain what a spent one stops."""
+        raise NotImplementedError
+
+
 class ModelSteps:
     """The model catalog from a bucket. Queue: `teardown`, whose workers talk to what is outside."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -16,6 +17,7 @@ from skyfleet.clouds.base import Cloud
 from skyfleet.db.repositories import (
     AttemptRepository,
     CatalogRepository,
+    CostRepository,
     LaunchRepository,
     NodeRepository,
     NotificationRepository,
@@ -26,7 +28,7 @@ from skyfleet.domain import messages as m
 from skyfleet.domain.errors import CloudError, CloudUnreachable
 from skyfleet.domain.launches import LaunchSpec
 from skyfleet.domain.notifications import Notification, orphan_found
-from skyfleet.domain.offers import InstanceState
+from skyfleet.domain.offers import CloudInstance, InstanceState
 
 _log = logging.getLogger(__name__)
 
@@ -160,7 +162,8 @@ class SweepActivities(SweepSteps):
         # nothing that comes to be in between looks lost, or like a stray.
         async with self._database.transaction() as session:
             nodes = await NodeRepository(session).serving(backend)
-        machines = {machine.name: machine.id for machine in await cloud.list(self._owner)}
+            billed = await CostRepository(session).billed(backend)
+        machines = {machine.name: machine for machine in await cloud.list(self._owner)}
         async with self._database.transaction() as session:
             attempts = await AttemptRepository(session).of_clusters(sorted(machines))
         for name in sorted(machines):
@@ -174,7 +177,9 @@ class SweepActivities(SweepSteps):
                     attempt=attempt.number if attempt else None,
                 )
                 if not request.dry_run:  # before it is acted on, so that no kill in between leaves it untold
-                    await self._tell(orphan_found(name, backend=backend, reason=stray.reason, machine=machines[name]))
+                    await self._tell(
+                        orphan_found(name, backend=backend, reason=stray.reason, machine=machines[name].id)
+                    )
                 if request.dry_run or await self._delivery.end_stray(stray):
                     _log.warning("%s: %s; ending it", name, stray.reason)
                     result.ended_strays.append(name)
@@ -182,6 +187,32 @@ class SweepActivities(SweepSteps):
         for node_id, name in nodes:
             if name not in machines and not await _there(cloud, name):
                 result.lost_nodes.append(node_id)
+        if not request.dry_run:
+            await self._keep_ledger(cloud, machines, billed)
+
+    async def _keep_ledger(self, cloud: Cloud, machines: Mapping[str, CloudInstance], billed: set[str]) -> None:
+        """Bill what the cloud has and nobody wrote down, and end the bill of what is gone without anybody's doing."""
+        unbilled = sorted(machines.keys() - billed)
+        async with self._database.transaction() as session:
+            ended = await CostRepository(session).of_machines(unbilled)
+        back, gone = [], {}
+        for name in sorted(ended):
+            with contextlib.suppress(CloudError, CloudUnreachable):
+                if ended[name].ended_at is not None and await _there(cloud, name):
+                    back.append(name)
+        for name in sorted(billed - machines.keys()):
+            with contextlib.suppress(CloudError, CloudUnreachable):
+                machine = await cloud.get(name)
+                if machine is None or machine.state is InstanceState.TERMINATED:
+                    gone[name] = machine.terminated_at if machine else None
+        async with self._database.transaction() as session:
+            costs = CostRepository(session)
+            for name in unbilled:
+                await costs.has(machines[name])
+            for name in back:
+                await costs.reopen(name)
+            for name, at in gone.items():
+                await costs.ended(name, at or utcnow(), told=at is not None)
 
     async def _tell(self, notification: Notification) -> None:
         async with self._database.transaction() as session:

@@ -18,6 +18,7 @@ from api.routes import (
     access,
     agents,
     catalog,
+    costs,
     doctor,
     downloads,
     health,
@@ -68,7 +69,7 @@ def create_app(settings: Settings, workflows: Workflows | None = None) -> FastAP
     )
     app.state.services = Services(settings, workflows or TemporalWorkflows(settings))
     # Agents before nodes: `/admin/nodes/register` is not a node's name.
-    for routes in (launches, agents, nodes, models, catalog, providers, notifications, access, doctor):
+    for routes in (launches, agents, nodes, models, catalog, providers, costs, notifications, access, doctor):
         app.include_router(routes.router, dependencies=[Depends(_storable_body)])
     app.include_router(downloads.router)
     app.include_router(health.router)
@@ -77,7 +78,7 @@ def create_app(settings: Settings, workflows: Workflows | None = None) -> FastAP
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "X-Admin-Token"],
             expose_headers=["Idempotency-Replayed", "Retry-After", "X-Request-ID"],
         )

@@ -16,6 +16,7 @@ from api.validation import Verdict, validate
 from skyfleet.db.repositories import LaunchRepository
 from skyfleet.db.repositories.launches import NewLaunch
 from skyfleet.domain import ids
+from skyfleet.domain.budgets import Spender, refusing
 from skyfleet.domain.messages import LaunchInput
 
 _log = logging.getLogger("skyfleet.api")
@@ -37,12 +38,14 @@ async def accept(
     """Write the launch down and start its workflow.
 
     The launch counts as accepted once its row is committed: when Temporal does not answer, the sweep starts it later.
-    Raises problems: 409 for a key that was used with another request, 422 for what cannot be launched, 429, 503.
+    Raises problems: 402 for a budget that is spent, 409 for a key that was used with another request, 422 for what
+    cannot be launched, 429, 503.
     """
     services.limiter.take(principal)
     request_hash = hashlib.sha256(json.dumps(request.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
     try:
         verdict = await _validated(services, request)
+        await _check_budgets(services, principal, verdict)
     except ProblemError:
         # What was accepted stays accepted, whatever became of the catalog meanwhile.
         if key is not None and (earlier := await _earlier(services, principal, key, request_hash)) is not None:
@@ -89,6 +92,19 @@ async def _validated(services: Services, request: LaunchRequest) -> Verdict:
         if newer is snapshot:
             raise
         return validate(request, newer)
+
+
+async def _check_budgets(services: Services, principal: Principal, verdict: Verdict) -> None:
+    """A 402 problem if a spent budget stops the launch."""
+    async with services.database.transaction() as session:
+        budgets = await services.stops.read(session)
+    if not any(budget.stops for budget in budgets):
+        return
+    sold = {cloud for _, cloud in (await services.catalog.snapshot()).sales}
+    spender = Spender(tenant=principal.tenant, user=principal.name, deployment=verdict.spec.deployment)
+    budget = refusing(budgets, spender, verdict.spec, sold)
+    if budget is not None:
+        raise ProblemError(402, f"no launch: {budget.told()}; ask an admin to raise it, or wait for the next month")
 
 
 async def _earlier(services: Services, principal: Principal, key: str, request_hash: str) -> AcceptedLaunch | None:

@@ -14,9 +14,9 @@ DESCRIPTION: Final = """
 Launch GPU nodes as durable workflows, watch them, and end them.
 
 Credentials: `X-Admin-Token: <token>`, or `Authorization: Bearer <API key>`. A key has a role (`viewer` reads,
-`operator` launches, cancels and terminates, `admin` manages models, keys, notification channels and the audit log) and
-a tenant, whose launches and nodes it sees. Launches are limited for each key, in each API process (`429`,
-`Retry-After`).
+`operator` launches, cancels and terminates, `admin` manages models, budgets, keys, notification channels and the audit
+log) and a tenant, whose launches, nodes and costs it sees. Launches are limited for each key, in each API process
+(`429`, `Retry-After`).
 
 Every error is a problem document (RFC 9457); `errors[].field` names the field, `errors[].accepted` what it takes.
 """
@@ -27,6 +27,7 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "catalog", "description": "Models, and what the clouds sell."},
     {"name": "node agents", "description": "What the agents on the machines call."},
     {"name": "notifications", "description": "What people are told, and where."},
+    {"name": "costs", "description": "What machines cost, and budgets."},
     {"name": "access", "description": "API keys and the audit log."},
     {"name": "health"},
 ]
@@ -39,6 +40,7 @@ _SCHEMES: Final = {
 _PROBLEMS: Final = {
     "400": "The request cannot be read.",
     "401": "No credentials, or not valid ones.",
+    "402": "A budget is spent, and stops this launch.",
     "403": "Known, but not allowed.",
     "404": "There is nothing of that name.",
     "405": "Not a method of this route.",
@@ -106,10 +108,10 @@ def _answered(path: str, method: str, operation: dict[str, Any]) -> list[str]:
         statuses.append("404")
     if agents and path.startswith("/admin"):
         statuses.append("410")
-    if method in ("post", "patch", "delete"):
+    if method in ("post", "put", "patch", "delete"):
         statuses += ["409", "413"]
     if operation.get("parameters") or "requestBody" in operation:
         statuses.append("422")
     if path.endswith("/launch"):
-        statuses.append("429")
+        statuses += ["402", "429"]
     return statuses

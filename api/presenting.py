@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
+from sqlalchemy import Row
+
+from skyfleet.db.repositories.costs import CostTotal
 from skyfleet.db.tables import (
     ApiKeyRow,
     AttemptRow,
+    BudgetAlertRow,
+    CostIntervalRow,
     LaunchRow,
     ModelRow,
     NodeRow,
@@ -20,7 +26,8 @@ from skyfleet.db.tables import (
     utcnow,
 )
 from skyfleet.domain import ids
-from skyfleet.domain.cost import interval_cost
+from skyfleet.domain.budgets import Budget
+from skyfleet.domain.cost import CostOutcome, forecast, interval_cost, month_of
 from skyfleet.domain.errors import ClassifiedError
 from skyfleet.domain.health import Condition, Signal
 from skyfleet.domain.launches import progress_of, stage_marks
@@ -29,7 +36,11 @@ from skyfleet.domain.states import STAGE_LABEL, AttemptState, LaunchStage, Launc
 from skyfleet.domain.views import (
     ApiKeyView,
     AttemptView,
+    BudgetAlertView,
+    BudgetView,
     ChannelView,
+    CostInterval,
+    CostPart,
     DeliveryView,
     LaunchStatusView,
     LaunchSummary,
@@ -87,14 +98,15 @@ def launch_status(
     row: LaunchRow,
     attempts: Sequence[AttemptRow],
     node: NodeRow | None,
+    billed: Mapping[str, CostIntervalRow],
     settings: Settings,
     live: dict[str, Any] | None,
 ) -> LaunchStatusView:
-    """All that is known of a launch."""
+    """All that is known of a launch. `billed`: what the ledger has of its machines, by name."""
     now = utcnow()
     stage = LaunchStage(row.stage)
     error = None if row.error is None else ClassifiedError.model_validate(row.error)
-    views = [_attempt_view(item, node, now) for item in attempts]
+    views = [_attempt_view(item, billed.get(item.cluster_name), now) for item in attempts]
     workflow_id = ids.launch_workflow_id(row.id)
     return LaunchStatusView(
         **_summary(row),
@@ -118,10 +130,7 @@ def launch_status(
     )
 
 
-def _attempt_view(row: AttemptRow, node: NodeRow | None, now: datetime) -> AttemptView:
-    ended = row.closed_at
-    if ended is None and node is not None and node.attempt == row.number:
-        ended = node.terminated_at
+def _attempt_view(row: AttemptRow, billed: CostIntervalRow | None, now: datetime) -> AttemptView:
     return AttemptView(
         number=row.number,
         state=AttemptState(row.state),
@@ -130,19 +139,26 @@ def _attempt_view(row: AttemptRow, node: NodeRow | None, now: datetime) -> Attem
         zone=row.zone,
         instance_type=row.instance_type,
         market=Market(row.market),
-        hourly_price=row.hourly_price,
+        hourly_price=row.hourly_price if billed is None else billed.hourly_price,
         cluster_name=row.cluster_name,
         opened_at=row.opened_at,
         created_at=row.created_at,
         running_at=row.running_at,
         closed_at=row.closed_at,
-        cost=Decimal(0) if row.created_at is None else interval_cost(row.hourly_price, row.created_at, ended or now),
+        cost=_cost(billed, now),
         error=None if row.error is None else ClassifiedError.model_validate(row.error),
     )
 
 
-def node_info(row: NodeRow) -> NodeInfo:
-    """One node."""
+def _cost(billed: CostIntervalRow | None, now: datetime) -> Decimal:
+    """What a machine cost until `now` or its end; nothing before the cloud is known to have it."""
+    if billed is None:
+        return Decimal(0)
+    return interval_cost(billed.hourly_price, billed.started_at, billed.ended_at or now)
+
+
+def node_info(row: NodeRow, billed: CostIntervalRow | None) -> NodeInfo:
+    """One node. `billed`: what the ledger has of its machine."""
     return NodeInfo(
         node_id=row.id,
         cluster_name=row.cluster_name,
@@ -165,8 +181,8 @@ def node_info(row: NodeRow) -> NodeInfo:
         instance_type=row.instance_type,
         gpu_type=row.gpu_type,
         market=Market(row.market),
-        cost_per_hour=row.hourly_price,
-        cost=interval_cost(row.hourly_price, row.billed_from, row.terminated_at or utcnow()),
+        cost_per_hour=row.hourly_price if billed is None else billed.hourly_price,
+        cost=_cost(billed, utcnow()),
         registered_at=row.registered_at,
         terminated_at=row.terminated_at,
         max_life_seconds=row.max_life_seconds,
@@ -218,4 +234,56 @@ def _delivery_view(row: NotificationDeliveryRow) -> DeliveryView:
         created_at=row.created_at,
         next_attempt_at=row.next_attempt_at if pending else None,
         ended_at=row.ended_at,
+    )
+
+
+def cost_part(total: CostTotal) -> CostPart:
+    """What the machines of one key cost."""
+    return CostPart(
+        key=total.key,
+        cost=total.cost,
+        spot_saving=total.saving,
+        failed_cost=total.failed_cost,
+        machines=total.machines,
+        hours=round(total.billed_seconds / 3600, 4),
+    )
+
+
+def cost_interval(row: Row[Any], now: datetime) -> CostInterval:
+    """A line of the ledger, as `CostRepository.page` gives it."""
+    seconds = max(0, math.ceil(((row.ended_at or now) - row.started_at).total_seconds()))
+    return CostInterval(
+        machine=row.cluster_name,
+        instance_id=row.instance_id,
+        start=row.started_at,
+        end=row.ended_at,
+        hours=round(seconds / 3600, 4),
+        price_per_hour=row.hourly_price,
+        on_demand_price=row.on_demand_price,
+        total=row.cost,
+        outcome=CostOutcome(row.outcome),
+        provider=row.provider,
+        region=row.region,
+        zone=row.zone,
+        instance_type=row.instance_type,
+        spot=row.market == Market.SPOT,
+        tenant=row.tenant,
+        user=row.principal,
+        model_name=row.model_name,
+        deployment=row.deployment,
+        experiment=row.experiment,
+        launch_id=row.launch_id,
+        attempt=row.attempt,
+        node_id=row.node_id,
+        sandbox=row.sandbox,
+    )
+
+
+def budget_view(budget: Budget, alerts: Sequence[BudgetAlertRow], now: datetime) -> BudgetView:
+    """A budget and its alerts of the month that `now` is in."""
+    return BudgetView(
+        **budget.model_dump(),
+        exhausted=budget.exhausted,
+        forecast=forecast(budget.spent, budget.hourly_rate, now, month_of(now)[1]),
+        alerts=[BudgetAlertView.model_validate(row, from_attributes=True) for row in alerts],
     )

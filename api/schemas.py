@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from skyfleet.domain import ids
+from skyfleet.domain.cost import BudgetScope, HardStop
 from skyfleet.domain.launches import Deadlines, Fallback
 from skyfleet.domain.model_config import Dtype
 from skyfleet.domain.notifications import NotificationKind, Severity
@@ -212,6 +213,53 @@ class ApiKeyRequest(BaseModel):
     role: Role
     tenant: Name = "default"
     expires_at: AwareDatetime | None = None
+
+
+class BudgetRequest(BaseModel):
+    """Make a budget, or change it. A budget counts the machines in its scope in each UTC calendar month."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "examples": [
+                {"scope": "all", "amount": "5000"},
+                {
+                    "scope": "tenant",
+                    "value": "research",
+                    "amount": "800.00",
+                    "alert_fractions": ["0.5", "0.9", "1"],
+                    "hard_stop": "refuse",
+                },
+            ]
+        },
+    )
+
+    scope: BudgetScope = Field(default=BudgetScope.ALL, description="Whose money it counts.")
+    value: Word | None = Field(default=None, description="Name of the tenant, user, …; left out for `all`.")
+    amount: Decimal = Field(gt=0, lt=100_000_000, decimal_places=6, description="US dollars a month.")
+    alert_fractions: list[Annotated[Decimal, Field(gt=0, le=2, decimal_places=4)]] = Field(
+        default=[Decimal("0.5"), Decimal("0.8"), Decimal(1)],
+        max_length=20,
+        description="Parts of the amount, above 0 and up to 2, that are told of when they are spent.",
+    )
+    hard_stop: HardStop = Field(
+        default=HardStop.NONE,
+        description="Once all is spent: nothing, refuse launches in the scope, or end its nodes as well.",
+    )
+
+    @field_validator("alert_fractions")
+    @classmethod
+    def _sorted(cls, fractions: list[Decimal]) -> list[Decimal]:
+        return sorted({fraction.normalize() for fraction in fractions})
+
+    @model_validator(mode="after")
+    def _check_value(self) -> Self:
+        if (self.scope is BudgetScope.ALL) != (self.value is None):
+            needs = "takes no value" if self.scope is BudgetScope.ALL else "needs the name that it is for"
+            raise ValueError(f"value: the scope `{self.scope.value}` {needs}")
+        return self
 
 
 #: Of services that people ask for first; any address of apprise's is taken.

@@ -16,6 +16,7 @@ from api.fleet import Fleet
 from api.intents import IntentWriter, Marker
 from api.security import Authenticator, LaunchLimiter
 from api.temporal import Workflows
+from skyfleet.db.budget_stops import BudgetStops
 from skyfleet.db.session import Database
 from skyfleet.notifier.process import Notifier
 from skyfleet.settings import Settings
@@ -38,6 +39,7 @@ class Services:
         self.catalog = Catalog(self.database)
         self.estimates = Estimates(self.database)
         self.addresses = Notifier()  # the API checks addresses; what is sent, workers send
+        self.stops = BudgetStops()
         self.events = EventHub(self.database)
         self.fleet = Fleet(self.database)
         self.intents = IntentWriter(self.database)

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from skyfleet.domain.cost import CostKey, CostOutcome
 from skyfleet.domain.doctor import DoctorReport
 from skyfleet.domain.sizing import VramEstimate
 from skyfleet.domain.states import LaunchStatus, NodeStatus, Role
@@ -32,10 +33,15 @@ from skyfleet.domain.views import (
     ApiKeyCreated,
     ApiKeyList,
     AuditList,
+    BudgetList,
+    BudgetView,
     ChannelList,
     ChannelTested,
     ChannelView,
     CommandAccepted,
+    CostBreakdown,
+    CostIntervalList,
+    CostSummary,
     Health,
     Identity,
     LaunchAccepted,
@@ -466,6 +472,101 @@ class _Calls:
         return Call("DELETE", f"/admin/api-keys/{_segment(key_id)}", lambda _: None)
 
     @staticmethod
+    def costs(tenant: str | None = None) -> Call[CostSummary]:
+        """What this UTC month cost so far, its forecast, and what is spent an hour now."""
+        return Call("GET", "/admin/costs", _reads(CostSummary), params={"tenant": tenant})
+
+    @staticmethod
+    def cost_breakdown(
+        by: CostKey | str,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        provider: str | None = None,
+        model_name: str | None = None,
+        deployment: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+        limit: int | None = None,
+    ) -> Call[CostBreakdown]:
+        """Costs told apart by one thing, from `start` to before `end`: this month so far, if not given."""
+        asked = {
+            "by": str(by),
+            "from": start.isoformat() if start else None,
+            "to": end.isoformat() if end else None,
+            "provider": provider,
+            "model_name": model_name,
+            "deployment": deployment,
+            "user": user,
+            "tenant": tenant,
+            "limit": limit,
+        }
+        return Call("GET", "/admin/costs/breakdown", _reads(CostBreakdown), params=asked)
+
+    @staticmethod
+    def cost_intervals(
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        billed: bool | None = None,
+        outcome: CostOutcome | str | None = None,
+        provider: str | None = None,
+        region: str | None = None,
+        instance_type: str | None = None,
+        market: str | None = None,
+        model_name: str | None = None,
+        deployment: str | None = None,
+        experiment: str | None = None,
+        user: str | None = None,
+        tenant: str | None = None,
+        launch_id: str | None = None,
+        node_id: str | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Call[CostIntervalList]:
+        """A page of the cost ledger, newest first: one line a machine, failed attempts among them."""
+        asked = {
+            "from": start.isoformat() if start else None,
+            "to": end.isoformat() if end else None,
+            "billed": None if billed is None else str(billed).lower(),
+            "outcome": None if outcome is None else str(outcome),
+            "provider": provider,
+            "region": region,
+            "instance_type": instance_type,
+            "market": market,
+            "model_name": model_name,
+            "deployment": deployment,
+            "experiment": experiment,
+            "user": user,
+            "tenant": tenant,
+            "launch_id": launch_id,
+            "node_id": node_id,
+            "cursor": cursor,
+            "limit": limit,
+        }
+        return Call("GET", "/admin/costs/intervals", _reads(CostIntervalList), params=asked)
+
+    @staticmethod
+    def budgets() -> Call[BudgetList]:
+        """The budgets, with what is spent of each this month."""
+        return Call("GET", "/admin/budgets", _reads(BudgetList))
+
+    @staticmethod
+    def budget(name: str) -> Call[BudgetView]:
+        """One budget."""
+        return Call("GET", f"/admin/budgets/{_segment(name)}", _reads(BudgetView))
+
+    @staticmethod
+    def set_budget(name: str, body: Mapping[str, Any] | BaseModel) -> Call[BudgetView]:
+        """Make a budget, or make the one of that name what the body says."""
+        return Call("PUT", f"/admin/budgets/{_segment(name)}", _reads(BudgetView), body=_body(body))
+
+    @staticmethod
+    def delete_budget(name: str) -> Call[None]:
+        """Delete a budget."""
+        return Call("DELETE", f"/admin/budgets/{_segment(name)}", lambda _: None)
+
+    @staticmethod
     def audit(
         *,
         principal: str | None = None,
@@ -702,6 +803,13 @@ class SkyfleetClient:
     api_keys = _blocking(_Calls.api_keys)
     create_api_key = _blocking(_Calls.create_api_key)
     revoke_api_key = _blocking(_Calls.revoke_api_key)
+    costs = _blocking(_Calls.costs)
+    cost_breakdown = _blocking(_Calls.cost_breakdown)
+    cost_intervals = _blocking(_Calls.cost_intervals)
+    budgets = _blocking(_Calls.budgets)
+    budget = _blocking(_Calls.budget)
+    set_budget = _blocking(_Calls.set_budget)
+    delete_budget = _blocking(_Calls.delete_budget)
     audit = _blocking(_Calls.audit)
     notifications = _blocking(_Calls.notifications)
     channels = _blocking(_Calls.channels)
@@ -814,6 +922,13 @@ class AsyncSkyfleetClient:
     api_keys = _awaitable(_Calls.api_keys)
     create_api_key = _awaitable(_Calls.create_api_key)
     revoke_api_key = _awaitable(_Calls.revoke_api_key)
+    costs = _awaitable(_Calls.costs)
+    cost_breakdown = _awaitable(_Calls.cost_breakdown)
+    cost_intervals = _awaitable(_Calls.cost_intervals)
+    budgets = _awaitable(_Calls.budgets)
+    budget = _awaitable(_Calls.budget)
+    set_budget = _awaitable(_Calls.set_budget)
+    delete_budget = _awaitable(_Calls.delete_budget)
     audit = _awaitable(_Calls.audit)
     notifications = _awaitable(_Calls.notifications)
     channels = _awaitable(_Calls.channels)

@@ -8,7 +8,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from activities.signatures import SweepSteps
+    from activities.signatures import CostSteps, SweepSteps
     from skyfleet.domain import messages as m
     from skyfleet.domain import queues
 
@@ -17,7 +17,7 @@ with workflow.unsafe.imports_passed_through():
 class SweepWorkflow:
     """Lost starts are started, commands that did not reach their workflow delivered, the catalog is read anew.
 
-    What the clouds have is compared with what the database knows.
+    What the clouds have is compared with what the database knows, and what was spent with the budgets.
     """
 
     @workflow.run
@@ -31,6 +31,16 @@ class SweepWorkflow:
             start_to_close_timeout=timedelta(seconds=60),
             retry_policy=once,
         )
+        if workflow.patched("check-budgets"):
+            budgets = await workflow.execute_activity_method(
+                CostSteps.check_budgets,
+                request,
+                task_queue=queues.CONTROL,
+                start_to_close_timeout=timedelta(seconds=60),
+                retry_policy=once,
+            )
+            told = {"budget_alerts": budgets.alerts, "budget_drains": budgets.drained_nodes}
+            result = result.model_copy(update=told)
         catalog = await workflow.execute_activity_method(
             SweepSteps.refresh_catalog,
             request,

@@ -21,7 +21,13 @@ from api.schemas import LaunchRequest
 from api.security import Operator, Principal, Viewer, bearer, remote
 from api.services import TALK_TIMEOUT_S, Services, Svc
 from api.temporal import CommandRefused, NoSuchWorkflow, WorkflowsUnavailable
-from skyfleet.db.repositories import AttemptRepository, AuditRepository, LaunchRepository, NodeRepository
+from skyfleet.db.repositories import (
+    AttemptRepository,
+    AuditRepository,
+    CostRepository,
+    LaunchRepository,
+    NodeRepository,
+)
 from skyfleet.db.tables import LaunchRow, utcnow
 from skyfleet.domain.messages import CancelLaunch
 from skyfleet.domain.states import LaunchStage, LaunchStatus
@@ -102,6 +108,7 @@ async def status(
             raise not_found(f"no launch {job_id!r}")
         attempts = await AttemptRepository(session).of_launch(job_id)
         node = None if row.node_id is None else await NodeRepository(session).get(row.node_id)
+        billed = await CostRepository(session).of_machines([attempt.cluster_name for attempt in attempts])
     answer: dict[str, Any] | None = None
     if live:
         try:
@@ -109,7 +116,7 @@ async def status(
             answer = view.model_dump(mode="json")
         except (WorkflowsUnavailable, NoSuchWorkflow) as error:
             answer = {"unavailable": str(error)}
-    return launch_status(row, attempts, node, services.settings, answer)
+    return launch_status(row, attempts, node, billed, services.settings, answer)
 
 
 @router.get("/instances/launches", response_model=LaunchList, summary="Launch history")

@@ -15,7 +15,7 @@ from api.schemas import DrainRequest, ReplaceRequest, TerminateRequest
 from api.security import Operator, Principal, Viewer, remote
 from api.services import TALK_TIMEOUT_S, Svc
 from api.temporal import CommandRefused, WorkflowsUnavailable
-from skyfleet.db.repositories import AuditRepository, NodeRepository
+from skyfleet.db.repositories import AuditRepository, CostRepository, NodeRepository
 from skyfleet.db.tables import NodeRow, utcnow
 from skyfleet.domain.states import NodeStatus
 from skyfleet.domain.views import CommandAccepted, NodeEvent, NodeEventList, NodeInfo, NodeList
@@ -55,16 +55,19 @@ async def nodes(
             before=decode_cursor(cursor),
             limit=limit + 1,
         )
-    shown = rows[:limit]
+        shown = rows[:limit]
+        billed = await CostRepository(session).of_machines([row.cluster_name for row in shown])
     following = encode_cursor(shown[-1].registered_at, shown[-1].id) if len(rows) > limit else None
-    return NodeList(nodes=[node_info(row) for row in shown], next=following)
+    return NodeList(nodes=[node_info(row, billed.get(row.cluster_name)) for row in shown], next=following)
 
 
 @router.get("/{name}/status", response_model=NodeInfo, summary="One node")
 async def node_status(services: Svc, principal: Viewer, name: NodeName) -> NodeInfo:
     """One node, by its cluster name or node id."""
     async with services.database.transaction() as session:
-        return node_info(_seen(await NodeRepository(session).find(name), principal, name))
+        node = _seen(await NodeRepository(session).find(name), principal, name)
+        billed = await CostRepository(session).of_machines([node.cluster_name])
+    return node_info(node, billed.get(node.cluster_name))
 
 
 @router.post("/{name}/terminate", status_code=202, response_model=CommandAccepted, summary="Terminate a node")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from skyfleet.cli import access, catalog, doctor, explaining, fleet, launching, models, stack, telling
+from skyfleet.cli import access, catalog, costs, doctor, explaining, fleet, launching, models, stack, telling
 from skyfleet.cli.common import Session, complain, complain_as_json, use
 from skyfleet.cli.exits import HELP, Exit
 
@@ -83,6 +83,7 @@ launching.add_to(app)
 fleet.add_to(app)
 models.add_to(app)
 catalog.add_to(app)
+costs.add_to(app)
 access.add_to(app)
 telling.add_to(app)
 doctor.add_to(app)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, Index, Numeric, UniqueConstraint, text
+from sqlalchemy import BigInteger, Column, DateTime, ForeignKey, Index, Numeric, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
@@ -487,3 +487,70 @@ class NotificationDeliveryRow(SQLModel, table=True):
     summary_id: int | None = Field(default=None, foreign_key="notifications.id", sa_type=BigInteger)
     created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
     ended_at: datetime | None = Field(default=None, sa_column=_time())  # sent, given up or suppressed
+
+
+class CostIntervalRow(SQLModel, table=True):
+    """What one machine costs: from the cloud's creation to its confirmed end, at the price of its creation.
+
+    Written from what the cloud says, not from what was planned. A machine that no launch claimed (a stray) has no
+    tenant, user, model, launch, attempt and node.
+    """
+
+    __tablename__ = "cost_intervals"
+    __table_args__ = (
+        Index("ix_cost_intervals_started", "started_at", "cluster_name"),
+        Index("ix_cost_intervals_ended", "ended_at"),
+    )
+
+    cluster_name: str = Field(primary_key=True)  # used once, so that it is the machine's
+    instance_id: str  # the cloud's
+    backend: str
+    provider: str
+    region: str
+    zone: str | None = None
+    instance_type: str
+    market: str
+    hourly_price: Decimal = Field(sa_column=_price())
+    on_demand_price: Decimal | None = Field(default=None, sa_column=_price(nullable=True))  # there and then, an hour
+    tenant: str | None = None
+    principal: str | None = None  # who asked for the launch
+    model_name: str | None = None
+    deployment: str | None = None
+    experiment: str | None = None
+    launch_id: str | None = None
+    attempt: int | None = None
+    node_id: str | None = None  # that it would become, or became
+    sandbox: bool = False
+    started_at: datetime = Field(sa_column=_time(nullable=False))
+    ended_at: datetime | None = Field(default=None, sa_column=_time())  # None: it is billed still
+
+
+class BudgetRow(SQLModel, table=True):
+    """A limit on what a part of the fleet may cost in a UTC calendar month."""
+
+    __tablename__ = "budgets"
+
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    scope: str  # skyfleet.domain.budgets.BudgetScope
+    value: str | None = None  # of the scope: the tenant's name, …; None for all
+    period: str = "monthly"
+    amount: Decimal = Field(sa_column=_price())
+    alert_fractions: list[str] = Field(default_factory=list, sa_column=_json(default="'[]'::jsonb"))  # ascending
+    hard_stop: str  # skyfleet.domain.budgets.HardStop
+    created_by: str
+    created_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+    updated_at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))
+
+
+class BudgetAlertRow(SQLModel, table=True):
+    """A fraction of a budget was spent: told once a month."""
+
+    __tablename__ = "budget_alerts"
+
+    budget_id: str = Field(sa_column=Column(ForeignKey("budgets.id", ondelete="CASCADE"), primary_key=True))
+    period_start: datetime = Field(sa_column=Column(DateTime(timezone=True), primary_key=True))
+    fraction: Decimal = Field(sa_column=Column(Numeric(6, 4), primary_key=True))
+    spent: Decimal = Field(sa_column=_price())
+    amount: Decimal = Field(sa_column=_price())  # the budget's then
+    at: datetime = Field(default_factory=utcnow, sa_column=_time(nullable=False))

@@ -102,3 +102,8 @@ def new_api_key_id() -> str:
 def new_channel_id() -> str:
     """A fresh id of a notification channel: `channel-` and 48 random bits in hex."""
     return f"channel-{secrets.token_hex(6)}"
+
+
+def new_budget_id() -> str:
+    """Id of a budget, which outlives a change of all else."""
+    return f"budget-{secrets.token_hex(6)}"

@@ -393,6 +393,15 @@ class SweepResult(BaseModel):
     ended_strays: list[str] = []
     lost_nodes: list[str] = []
     offers: int = 0
+    budget_alerts: list[str] = []  # as in CheckBudgetsResult
+    budget_drains: list[str] = []
+
+
+class CheckBudgetsResult(BaseModel):
+    """`check_budgets`: the alerts given, as `budget:fraction`, and the nodes whose end a budget asked for."""
+
+    alerts: list[str] = []
+    drained_nodes: list[str] = []
 
 
 # --- ModelRefreshWorkflow -----------------------------------------------------------------------------------

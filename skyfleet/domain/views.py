@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from skyfleet.domain.cost import BudgetScope, CostKey, CostOutcome, HardStop
 from skyfleet.domain.errors import ClassifiedError
 from skyfleet.domain.health import Condition, Signal
 from skyfleet.domain.model_bucket import SkippedPath
@@ -335,6 +336,135 @@ class CommandAccepted(BaseModel):
 
     status: str
     subject: str
+
+
+class CostSummary(BaseModel):
+    """`GET /admin/costs`: this UTC calendar month up to `as_of`, in US dollars.
+
+    `forecast` is what the month comes to if all that runs now runs to its end: `month_to_date` plus `hourly_rate` times
+    the hours left. `spot_saving` is what spot machines would have cost more on demand, `spot_saving_fraction` the same
+    as a part of that price (0.6: 60 % less; None: nothing to compare). `failed_cost` is what went to machines that
+    never were a node.
+    """
+
+    as_of: datetime
+    month_start: datetime
+    month_end: datetime
+    month_to_date: Decimal
+    forecast: Decimal
+    hourly_rate: Decimal
+    spot_saving: Decimal
+    spot_saving_fraction: float | None = None
+    failed_cost: Decimal
+    sandbox: bool
+
+
+class CostPart(BaseModel):
+    """What the machines of one key cost in a period, US dollars. `key` None: those that have none.
+
+    `machines` is how many cost something, `hours` for how long together; the others are as in `CostSummary`.
+    """
+
+    key: str | None = None
+    cost: Decimal
+    spot_saving: Decimal
+    failed_cost: Decimal
+    machines: int
+    hours: float
+
+
+class CostBreakdown(BaseModel):
+    """`GET /admin/costs/breakdown`: the dearest key first, days in order. `truncated`: there are more than are shown.
+
+    From `start` to before `end`; machines that run are billed up to `as_of`.
+    """
+
+    by: CostKey
+    start: datetime
+    end: datetime
+    as_of: datetime
+    total: CostPart
+    parts: list[CostPart]
+    truncated: bool = False
+    sandbox: bool
+
+
+class CostInterval(BaseModel):
+    """One billed machine: from the cloud's creation to its confirmed end (None: it is billed still).
+
+    Prices are US dollars an hour when it was created, `on_demand_price` that of the same type and place on demand
+    (None: not known). `hours` and `total` are up to its end, or now.
+    """
+
+    machine: str  # the name that the cloud knows it by
+    instance_id: str
+    start: datetime
+    end: datetime | None = None
+    hours: float
+    price_per_hour: Decimal
+    on_demand_price: Decimal | None = None
+    total: Decimal
+    outcome: CostOutcome
+    provider: str
+    region: str
+    zone: str | None = None
+    instance_type: str
+    spot: bool
+    tenant: str | None = None
+    user: str | None = None
+    model_name: str | None = None
+    deployment: str | None = None
+    experiment: str | None = None
+    launch_id: str | None = None
+    attempt: int | None = None
+    node_id: str | None = None
+    sandbox: bool
+
+
+class CostIntervalList(BaseModel):
+    """`GET /admin/costs/intervals`, newest first; pass `next` as `cursor` for the page that follows."""
+
+    intervals: list[CostInterval]
+    next: str | None = None
+
+
+class BudgetAlertView(BaseModel):
+    """A fraction of a budget that was found spent; `spent` and `amount` as they were then, US dollars."""
+
+    fraction: Decimal
+    spent: Decimal
+    amount: Decimal
+    at: datetime
+
+
+class BudgetView(BaseModel):
+    """A budget, and this UTC calendar month of it, in US dollars. `forecast` is as in `CostSummary`.
+
+    `alerts` are those given this month. `exhausted`: all is spent, and `hard_stop` is in force.
+    """
+
+    id: str
+    name: str
+    scope: BudgetScope
+    value: str | None = None
+    period: Literal["monthly"] = "monthly"
+    amount: Decimal
+    alert_fractions: list[Decimal]
+    hard_stop: HardStop
+    spent: Decimal
+    forecast: Decimal
+    hourly_rate: Decimal
+    exhausted: bool
+    alerts: list[BudgetAlertView] = []
+    created_by: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class BudgetList(BaseModel):
+    """`GET /admin/budgets`, by name."""
+
+    budgets: list[BudgetView]
 
 
 class ApiKeyView(BaseModel):

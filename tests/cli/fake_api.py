@@ -132,6 +132,7 @@ class FakeApi:
     taken: bool = True  # test messages, by the receiver of a channel
     on_sale: int = 1  # offers that there are
     offers_asked: list[dict[str, str]] = field(default_factory=list)  # the questions for them
+    questions: list[tuple[str, dict[str, str]]] = field(default_factory=list)  # each path with its query
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
 
     def seen(self, method: str, path: str) -> list[dict[str, str]]:
@@ -166,6 +167,13 @@ class FakeApi:
                 "status": "terminating",
                 "subject": NODE["node_id"],
             },
+            ("GET", "/admin/costs"): lambda: COSTS,
+            ("GET", "/admin/costs/breakdown"): lambda: BREAKDOWN,
+            ("GET", "/admin/costs/intervals"): lambda: {"intervals": [INTERVAL], "next": "c2"},
+            ("GET", "/admin/budgets"): lambda: {"budgets": [BUDGET]},
+            ("GET", "/admin/budgets/team"): lambda: BUDGET,
+            ("PUT", "/admin/budgets/team"): lambda: BUDGET,
+            ("DELETE", "/admin/budgets/team"): lambda: {"status": "deleted", "subject": "team"},
             ("GET", "/admin/api-keys"): lambda: {"api_keys": [KEY]},
             ("POST", "/admin/api-keys"): lambda: {**KEY, "key": "sf_abc_secret"},
             ("DELETE", "/admin/api-keys/abc"): lambda: {"status": "revoked", "subject": "abc"},
@@ -194,6 +202,7 @@ class FakeApi:
                 return StreamingResponse(
                     self._stream(int(request.headers.get("last-event-id", "0"))), media_type="text/event-stream"
                 )
+            self.questions.append((request.url.path, dict(request.query_params)))
             if request.url.path == "/admin/offers":
                 self.offers_asked.append(dict(request.query_params))
             answer = handlers.get((request.method, request.url.path))
@@ -202,7 +211,7 @@ class FakeApi:
             shown = answer()
             return JSONResponse(shown, 503 if request.url.path == "/health" and not shown["ok"] else 200)
 
-        return Starlette(routes=[Route("/{rest:path}", handle, methods=["GET", "POST", "PATCH", "DELETE"])])
+        return Starlette(routes=[Route("/{rest:path}", handle, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])])
 
     def _bucket(self) -> dict[str, Any]:
         self.bucket_polls -= 1
@@ -348,6 +357,63 @@ PROVIDERS: list[dict[str, Any]] = [
     {"cloud": "azure", "backend": "skypilot", "enabled": False, "reason": "no token. Run:\n  $ az login"},
 ]
 BACKEND = {"name": "skypilot", "engines": ["vllm"], "sandbox": False, "error": "SkyPilot does not answer"}
+COSTS = {
+    "as_of": NOW,
+    "month_start": "2026-11-01T00:00:00Z",
+    "month_end": "2026-12-01T00:00:00Z",
+    "month_to_date": "120.500000",
+    "forecast": "180.250000",
+    "hourly_rate": "0.402400",
+    "spot_saving": "60.00",
+    "spot_saving_fraction": 0.6,
+    "failed_cost": "1.250000",
+    "sandbox": True,
+}
+_PART = {"cost": "7.500000", "spot_saving": "2.000000", "failed_cost": "0.500000", "machines": 3, "hours": 12.3456}
+BREAKDOWN = {
+    "by": "instance_type",
+    "start": "2026-11-01T00:00:00Z",
+    "end": NOW,
+    "as_of": NOW,
+    "total": _PART,
+    "parts": [{**_PART, "key": "g5.xlarge"}, {**_PART, "key": None}],
+    "truncated": True,
+    "sandbox": False,
+}
+INTERVAL = {
+    "machine": "sf-0123456789ab-1",
+    "instance_id": "i-0123",
+    "start": "2026-11-22T05:00:00Z",
+    "end": None,
+    "hours": 1.0,
+    "price_per_hour": "0.402400",
+    "on_demand_price": "1.006000",
+    "total": "0.402400",
+    "outcome": "failed",
+    "provider": "aws",
+    "region": "us-east-1",
+    "zone": "us-east-1a",
+    "instance_type": "g5.xlarge",
+    "spot": True,
+    "sandbox": True,
+}
+BUDGET = {
+    "id": "budget-1",
+    "name": "team",
+    "scope": "tenant",
+    "value": "research",
+    "amount": "800.000000",
+    "alert_fractions": ["0.5", "0.8", "1"],
+    "hard_stop": "drain",
+    "spent": "820.000000",
+    "forecast": "900.000000",
+    "hourly_rate": "1.000000",
+    "exhausted": True,
+    "alerts": [{"fraction": "0.5000", "spent": "401.00", "amount": "800.00", "at": NOW}],
+    "created_by": "admin-token",
+    "created_at": NOW,
+    "updated_at": NOW,
+}
 KEY = {
     "id": "abc",
     "name": "ci",

@@ -158,6 +158,19 @@ def _rows() -> list[SQLModel]:
         tables.NotificationDeliveryRow(
             notification_id=1, channel_id="h", channel_name="h", kind="launch_failed", state="pending"
         ),
+        tables.CostIntervalRow(
+            cluster_name="c",
+            instance_id="i",
+            backend="b",
+            provider="c",
+            **place,
+            hourly_price=Decimal(1),
+            started_at=now,
+        ),
+        tables.BudgetRow(id="b", name="b", scope="all", amount=Decimal(1), hard_stop="none", created_by="p"),
+        tables.BudgetAlertRow(
+            budget_id="b", period_start=now, fraction=Decimal("0.8"), spent=Decimal(1), amount=Decimal(1)
+        ),
     ]
 
 

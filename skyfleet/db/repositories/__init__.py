@@ -1,6 +1,7 @@
 """All SQL. One repository a subject; the caller owns the transaction."""
 
 from skyfleet.db.repositories.audit import ApiKeyRepository, AuditRepository
+from skyfleet.db.repositories.budgets import BudgetRepository
 from skyfleet.db.repositories.catalog import (
     AgentBundleRepository,
     CatalogRepository,
@@ -8,6 +9,7 @@ from skyfleet.db.repositories.catalog import (
     ModelRepository,
     RefusalRepository,
 )
+from skyfleet.db.repositories.costs import CostRepository
 from skyfleet.db.repositories.fleet import FleetRepository
 from skyfleet.db.repositories.launches import AttemptRepository, LaunchRepository
 from skyfleet.db.repositories.names import GivenUpNameRepository
@@ -20,8 +22,10 @@ __all__ = [
     "ApiKeyRepository",
     "AttemptRepository",
     "AuditRepository",
+    "BudgetRepository",
     "CatalogRepository",
     "ChannelRepository",
+    "CostRepository",
     "DeliveryRepository",
     "FleetRepository",
     "GivenUpNameRepository",
