@@ -7,12 +7,13 @@ import logging
 from temporalio import activity
 
 from activities.signatures import CostSteps
-from skyfleet.db.repositories import AuditRepository, BudgetRepository, NodeRepository
+from skyfleet.db.repositories import AuditRepository, BudgetRepository, NodeRepository, NotificationRepository
 from skyfleet.db.session import Database, Session
 from skyfleet.db.tables import utcnow
 from skyfleet.domain import messages as m
 from skyfleet.domain.budgets import Budget, drain_next
-from skyfleet.domain.cost import HardStop
+from skyfleet.domain.cost import BudgetScope, HardStop
+from skyfleet.domain.notifications import budget_alert
 
 _log = logging.getLogger(__name__)
 
