@@ -289,6 +289,8 @@ async def test_each_fraction_alerts_once_a_month(api: httpx.AsyncClient, databas
         ("all", "0.8", "8.500000"),
         ("all", "0.5", "8.500000"),
     ]
+    told = (await api.get("/admin/notifications", params={"kind": "budget_alert"})).json()["notifications"]
+    assert [one["title"] for one in told] == ["Budget all: 80 % spent", "Budget all: 50 % spent"]
     given = (await api.get("/admin/budgets/all")).json()["alerts"]
     assert [Decimal(alert["fraction"]) for alert in given] == [Decimal("0.5"), Decimal("0.8")]
     # What was told holds for the new amount, or is told again.
