@@ -25,6 +25,8 @@ async def cloud(started_slurm_lab: SlurmLab, tmp_path_factory: pytest.TempPathFa
         **lab.env,
         "TMPDIR": tempfile.gettempdir(),  # the lab's own is closed to PostgreSQL
         "SKYFLEET_SKYPILOT_SETTLE_SECONDS": "6",
+        "SKYFLEET_CLOUD_INTERVAL_SECONDS": "5",
+        "SKYFLEET_GRACE_UNREACHABLE_SECONDS": "30",
     }
     # The box has all ports to itself.
     arguments = ["--host", "0.0.0.0", "--api-port", "18080", "--public-url", f"http://{lab.host_address}:18080"]
