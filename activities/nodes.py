@@ -66,7 +66,8 @@ class NodeActivities(NodeSteps):
                     detail={"why": request.message},
                 )
             if (node.status, node.status_message) != (request.status, request.message):
-                await nodes.tell(node.id, kind="status", message=request.message, data={"status": request.status})
+                told = f"{request.status}: {request.message}"
+                await nodes.tell(node.id, kind="status", message=told, data={"status": request.status})
             node.status, node.status_message = request.status, request.message
             if request.status != NodeStatus.READY.value:
                 node.routable = False

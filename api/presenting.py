@@ -159,15 +159,16 @@ def _cost(billed: CostIntervalRow | None, now: datetime) -> Decimal:
 
 def node_info(row: NodeRow, billed: CostIntervalRow | None) -> NodeInfo:
     """One node. `billed`: what the ledger has of its machine."""
+    ended = row.status == NodeStatus.TERMINATED.value
     return NodeInfo(
         node_id=row.id,
         cluster_name=row.cluster_name,
         launch_id=row.launch_id,
         status=NodeStatus(row.status),
         status_message=row.status_message,
-        health=Condition(row.health) if row.health else None,
-        health_detail=row.health_detail,
-        health_score=row.health_score,
+        health=Condition(row.health) if row.health and not ended else None,
+        health_detail="" if ended else row.health_detail,
+        health_score=None if ended else row.health_score,
         signals={name: Signal(said) for name, said in row.signals.items()} if row.signals else None,
         routable=row.routable,
         last_heartbeat_at=row.last_heartbeat_at,

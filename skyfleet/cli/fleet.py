@@ -104,7 +104,8 @@ def node(
         write_json(view if history is None else {"node": view, "events": history})
         return
     mark = " · sandbox" if view.sandbox else ""
-    say(f"{view.node_id} · {view.status.value} · {view.status_message}{mark}", style="bold")
+    state = " · ".join(part for part in (view.node_id, view.status.value, view.status_message) if part)
+    say(f"{state}{mark}", style="bold")
     facts(
         (
             ("cluster", view.cluster_name),

@@ -116,6 +116,26 @@ async def test_a_node_that_cannot_be_replaced_serves_on(watched: RunningStack) -
     await watched.terminate(job_id)
 
 
+async def test_a_noticed_preemption_is_replaced_before_the_machine_is_gone(watched: RunningStack) -> None:
+    """The cloud's own metadata tells the agent: out of rotation at once, another elsewhere, nothing paid in vain."""
+    job_id = await watched.launch(watched.kind().aws, use_spot=True, replace_lost=True)
+    _, node = await healthy(watched, job_id)
+    await watched.bench.preempt(node.cluster_name, notice_s=120)
+
+    async def out_of_rotation() -> bool:
+        return not (await watched.client.node(node.node_id)).routable
+
+    await eventually(out_of_rotation, timeout_s=20, what="no requests")
+    other = await watched.ready(await replacement(watched, node.node_id))
+    await watched.terminated(job_id)  # drained, and ended by us long before the cloud would
+    [old], [new] = await watched.ledger(job_id), await watched.ledger(other.job_id)
+    assert old["termination_reason"] == "requested"
+    assert new["zone"] != old["zone"]
+    told = await kinds(watched, node.node_id)
+    assert told.index("preemption") < told.index("replacement")
+    await watched.let_go(other.job_id)
+
+
 async def test_a_lost_machine_is_found_and_replaced(watched: RunningStack) -> None:
     """Taken without a notice: silence, a refused poll and the cloud's own word make one verdict."""
     job_id = await watched.launch(watched.kind().aws, use_spot=True, replace_lost=True)
