@@ -55,7 +55,7 @@ format: install ## Format, and fix what can be fixed
 
 .PHONY: test
 test: lint debian-packages ## Lint, then all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	PYTHON=$(BIN)/python scripts/test.sh $(ARGS)
 
 .PHONY: test-slow
 test-slow: install debian-packages ## The slow tests: a real llama.cpp on the local cloud, full labs
