@@ -14,7 +14,9 @@ fi
 # About half of the time. What is not named here, the second run finds by itself.
 first=(tests/activities tests/agent tests/api tests/localcloud tests/supervisor tests/unit)
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+pid=
+# The shell keeps Ctrl-C from what it runs in the background.
+trap 'rm -f "$log"; [[ -z $pid ]] || kill "$pid" 2>/dev/null || true' EXIT
 "$python" -m pytest -m "not slow" -o cache_dir=.pytest_cache/first "${first[@]}" >"$log" 2>&1 &
 pid=$!
 status=0
