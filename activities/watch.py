@@ -383,9 +383,9 @@ class FleetWatch(WatchSteps):
         return None
 
     async def _say(self, session: Session, fleet: Fleet, was: Breaker, now: datetime) -> None:
-        """What the watch saw of the whole, now and then, and at once when the breaker opens or closes."""
+        """What the watch saw of the whole: when that changed, and now and then."""
         found = fleet.breaker
-        if found.open == was.open and time.monotonic() - fleet.state_written < _STATE_SECONDS:
+        if found == was and time.monotonic() - fleet.state_written < _STATE_SECONDS:
             return
         if found.open != was.open:
             AuditRepository(session).add(

@@ -26,10 +26,11 @@ from skyfleet.domain.offers import CloudInstance, InstanceState
 from skyfleet.domain.states import Market
 from tests.waiting import eventually
 
-BEAT_S = 0.4
+BEAT_S = 1.0
+#: A grace that a busy machine does not outlast while one node after the other is found silent.
 POLICY = HealthPolicy(
     recover_seconds=0.3,
-    grace_seconds=dict.fromkeys(Condition, 1.0) | {Condition.HEALTHY: 600.0, Condition.DEAD: 0.0},
+    grace_seconds=dict.fromkeys(Condition, 5.0) | {Condition.HEALTHY: 600.0, Condition.DEAD: 0.0},
 )
 
 
@@ -92,7 +93,7 @@ class Fleet:
                     """'{"engine": {"healthy": true, "running": 0, "waiting": 0}}' WHERE id = ANY(:ids)"""
                 )
                 await session.execute(beat, {"ids": sorted(self.agents)})
-            await asyncio.sleep(BEAT_S / 2)
+            await asyncio.sleep(BEAT_S / 4)
 
     def lose(self, *names: str) -> None:
         """No agent and no engine of them answers any more."""
@@ -113,7 +114,7 @@ class Fleet:
             found = await self.node(name)
             return found if found.health == condition.value else None
 
-        found = await eventually(there, timeout_s=30, what=f"{name} {condition.value}")
+        found = await eventually(there, timeout_s=60, what=f"{name} {condition.value}")
         assert found is not None
         return found
 
@@ -220,9 +221,9 @@ async def test_all_is_well_and_little_is_asked(fleet: Fleet) -> None:
             signals = (await fleet.node("n0")).signals
             return signals == {"heartbeat": "yes", "engine": "yes", "cloud": "yes"}
 
-        await eventually(sure, what="three signals")
+        await eventually(sure, timeout_s=60, what="three signals")
     assert fleet.told == []
-    assert fleet.lists < 60  # one for the whole fleet at a time
+    assert fleet.lists < 100  # one for the whole fleet at a time
 
 
 async def test_a_node_that_is_gone_is_replaced_at_once(fleet: Fleet) -> None:
@@ -231,7 +232,7 @@ async def test_a_node_that_is_gone_is_replaced_at_once(fleet: Fleet) -> None:
         fleet.lose("n0")
         fleet.machines.discard("n0")
         node = await fleet.becomes("n0", Condition.DEAD)
-        await eventually(lambda: fleet.told, what="the command")
+        await eventually(lambda: fleet.told, timeout_s=30, what="the command")
     assert (node.routable, node.health_score) == (False, 0.0)
     assert fleet.told == ["n0"]
     assert fleet.replaced[0].at_once
@@ -248,24 +249,27 @@ async def test_half_the_fleet_silent_at_once_is_our_network(fleet: Fleet) -> Non
         fleet.lose(*lost)
         for name in lost:
             await fleet.becomes(name, Condition.UNREACHABLE)
-        await eventually(lambda: fleet.audited("fleet.breaker_opened"), timeout_s=10, what="the breaker")
+        await eventually(lambda: fleet.audited("fleet.breaker_opened"), timeout_s=30, what="the breaker")
 
         async def alerted() -> bool:
             async with fleet.database.transaction() as session:
                 events = await NodeRepository(session).events("n0")
             return any(event.kind == "alert" and "not repaired" in event.message for event in events)
 
-        await eventually(alerted, timeout_s=10, what="an alert, long after the grace")
+        await eventually(alerted, timeout_s=30, what="an alert, after the grace")
         assert fleet.told == []
-        async with fleet.database.transaction() as session:
-            state = await WatchRepository(session).state()
-        assert state is not None
-        assert (state.sick, state.serving, state.breaker_open_since is not None) == (5, 10, True)
+
+        async def said() -> bool:
+            async with fleet.database.transaction() as session:
+                state = await WatchRepository(session).state()
+            return state is not None and (state.sick, state.serving) == (5, 10) and state.breaker_open_since is not None
+
+        await eventually(said, timeout_s=30, what="the figures of the whole fleet")
         fleet.agents |= set(lost)
         fleet.engines |= set(lost)
         for name in lost:
             await fleet.becomes(name, Condition.HEALTHY)
-        await eventually(lambda: fleet.audited("fleet.breaker_closed"), timeout_s=10, what="the breaker closed")
+        await eventually(lambda: fleet.audited("fleet.breaker_closed"), timeout_s=30, what="the breaker closed")
     assert fleet.told == []
 
 
@@ -288,7 +292,7 @@ async def test_a_cloud_that_errs_says_nothing(fleet: Fleet) -> None:
         fleet.lose("n0")
         node = await fleet.becomes("n0", Condition.UNREACHABLE)
         assert node.signals == {"heartbeat": "no", "engine": "no", "cloud": "unknown"}
-        await eventually(lambda: fleet.told, what="the replacement after its grace")
+        await eventually(lambda: fleet.told, timeout_s=60, what="the replacement after its grace")
     assert "neither agent nor engine answers" in fleet.replaced[0].reason
     async with fleet.database.transaction() as session:
         state = await WatchRepository(session).state()
@@ -302,7 +306,7 @@ async def test_an_engine_that_is_down_takes_the_node_out_of_rotation(fleet: Flee
         async def reached() -> bool:
             return (await fleet.node("n0")).reached_at is not None
 
-        await eventually(reached, what="an answer to a poll")
+        await eventually(reached, timeout_s=60, what="an answer to a poll")
         fleet.engines.discard("n0")
         assert not (await fleet.becomes("n0", Condition.DEGRADED)).routable
         fleet.engines.add("n0")
