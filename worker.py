@@ -71,6 +71,8 @@ from workflows.watch import FleetWatchWorkflow
 _log = logging.getLogger("skyfleet.worker")
 
 _DELIVERY_SECONDS = 5.0
+#: People do not read faster, and each run is a workflow.
+_LEAST_NOTIFICATIONS_SECONDS = 5.0
 
 
 class GivenUpNames:
@@ -489,7 +491,7 @@ async def _start(
         await search_attributes.register(client)
         await ensure_sweep(client, config.sweep_interval_seconds)
         await ensure_watch(client)
-        await ensure_notifications(client, config.sweep_interval_seconds)
+        await ensure_notifications(client, max(config.sweep_interval_seconds, _LEAST_NOTIFICATIONS_SECONDS))
     if queues.TEARDOWN in config.worker_queues:
         await ensure_model_refresh(client, config)
     while True:

@@ -48,6 +48,8 @@ from skyfleet.domain.offers import InstanceState
 _log = logging.getLogger(__name__)
 
 _STRETCH_SECONDS = 3_000.0
+#: Between two looks, however often agents beat.
+_LEAST_PAUSE_S = 0.4
 _POLLS_AT_ONCE = 100
 _LOOKS_AT_CLOUDS_AT_ONCE = 10
 #: A poll or a list that is older than so many of its own intervals says nothing any more.
@@ -168,7 +170,7 @@ class FleetWatch(WatchSteps):
         self._poll_interval_s = poll_interval_s
         self._cloud_interval_s = cloud_interval_s
         self._policy = policy
-        self._look_every_s = min(2.0, heartbeat_interval_s / 5)
+        self._look_every_s = min(2.0, max(_LEAST_PAUSE_S, heartbeat_interval_s / 5))
 
     @activity.defn
     async def watch_fleet(self, request: m.WatchInput) -> m.WatchResult:
@@ -239,6 +241,8 @@ class FleetWatch(WatchSteps):
             for node in nodes
             if (item := self._decide(fleet, node, now)) is not None and item.once not in fleet.alerted
         ]
+        if not (changes or decided or self._due_to_say(fleet, was)):
+            return
         async with self._database.transaction() as session:
             await WatchRepository(session).write(changes)
             await NodeRepository(session).tell_all([_turn(node, signals, health) for node, signals, health in turned])
@@ -382,10 +386,13 @@ class FleetWatch(WatchSteps):
             return _Decision(node, "alert", f"{health.verdict.detail}, for {lasted}", once)
         return None
 
+    def _due_to_say(self, fleet: Fleet, was: Breaker) -> bool:
+        return fleet.breaker != was or time.monotonic() - fleet.state_written >= _STATE_SECONDS
+
     async def _say(self, session: Session, fleet: Fleet, was: Breaker, now: datetime) -> None:
         """What the watch saw of the whole: when that changed, and now and then."""
         found = fleet.breaker
-        if found == was and time.monotonic() - fleet.state_written < _STATE_SECONDS:
+        if not self._due_to_say(fleet, was):
             return
         if found.open != was.open:
             AuditRepository(session).add(
