@@ -106,7 +106,8 @@ class DataFolder:
         """The ports of this run, and those of the run before that had to change (name → old port).
 
         For each: the one wanted, else the one remembered, else the usual one, else any that is free. A wanted port
-        that is taken raises `PortTaken`. `host` is what the API listens on. No other stack gets them until `unlock`.
+        that is taken raises `PortTaken`; 0 wants any. `host` is what the API listens on. No other stack gets them
+        until `unlock`.
         """
         self._claims.close()
         remembered = self._remembered_ports()
@@ -114,13 +115,11 @@ class DataFolder:
         with ExitStack() as held:  # each is held until all are chosen, so that no two are the same
             for name, usual in USUAL_PORTS.items():
                 address = host if name == "api" else "127.0.0.1"
-                if name in wanted:
-                    if not self._free(held, address, wanted[name]):
-                        raise PortTaken(f"port {wanted[name]} (asked for: {name}) is taken by another program")
-                    ports[name] = wanted[name]
-                    continue
-                first = [port for port in (remembered.get(name), usual) if port is not None]
-                ports[name] = self._first_free(held, address, first)
+                asked = wanted.get(name)
+                if asked and not self._free(held, address, asked):
+                    raise PortTaken(f"port {asked} (asked for: {name}) is taken by another program")
+                first = [port for port in (remembered.get(name), usual) if port is not None and asked is None]
+                ports[name] = asked or self._first_free(held, address, first)
         self._write("ports.json", json.dumps(ports, indent=2))
         return ports, {name: port for name, port in remembered.items() if ports.get(name, port) != port}
 

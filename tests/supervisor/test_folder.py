@@ -95,6 +95,14 @@ def test_a_port_that_was_asked_for_is_that_one_or_an_error(folder: DataFolder) -
             folder.ports({"api": wanted}, "127.0.0.1")
 
 
+def test_zero_is_any_port_and_not_the_usual_one(folder: DataFolder) -> None:
+    """A stack beside the one that people use: the demo's."""
+    ports, _ = folder.ports(dict.fromkeys(USUAL_PORTS, 0), "127.0.0.1")
+    assert 0 not in ports.values()
+    assert len(set(ports.values())) == len(ports)
+    assert not set(ports.values()) & set(USUAL_PORTS.values())
+
+
 def test_a_damaged_memory_is_no_obstacle(folder: DataFolder) -> None:
     (folder.path / "ports.json").write_text("[")
     (folder.path / "pids.json").write_text("{}}")
