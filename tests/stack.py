@@ -40,7 +40,7 @@ CHILDREN = ("postgres", "temporal", "local-cloud", "api", "worker")
 #: Short intervals, so that what is told by a heartbeat or mended by the sweep is soon seen.
 QUICK = {
     "SKYFLEET_HEARTBEAT_INTERVAL_SECONDS": "0.5",
-    "SKYFLEET_SWEEP_INTERVAL_SECONDS": "1",
+    "SKYFLEET_SWEEP_INTERVAL_SECONDS": "2",
     "SKYFLEET_TERMINATION_ALERT_SECONDS": "1",
 }
 
