@@ -241,7 +241,7 @@ async def test_kill_minus_9_of_the_agent_leaves_no_engine_process(
     await ready(control_plane)
     assert len(agent.engine_processes()) == 3  # guard, engine, the engine's child
     agent.signal(signal.SIGKILL)
-    await eventually(lambda: agent.engine_processes() == [], timeout_s=5, what="no process left")
+    await eventually(lambda: agent.engine_processes() == [], what="no process left")
     assert not agent.off.exists()
 
 
@@ -256,7 +256,7 @@ async def test_kill_minus_9_of_the_guard_leaves_no_engine_process(
     before = set(agent.engine_processes())
     assert guard in before
     os.kill(guard, signal.SIGKILL)
-    await eventually(lambda: not before & set(agent.engine_processes()), timeout_s=5, what="no process of before left")
+    await eventually(lambda: not before & set(agent.engine_processes()), what="no process of before left")
     await eventually(
         lambda: (
             control_plane.heartbeats[-1].body["engine"]["healthy"]
@@ -278,7 +278,7 @@ async def test_a_restarted_agent_ends_what_its_predecessor_left(
     os.kill(guard, signal.SIGSTOP)
     agent.signal(signal.SIGKILL)
     os.kill(guard, signal.SIGKILL)
-    await eventually(lambda: len(agent.engine_processes()) == 1, timeout_s=5, what="only the engine's child left")
+    await eventually(lambda: len(agent.engine_processes()) == 1, what="only the engine's child left")
     control_plane.heartbeats.clear()
     agent.start()
     await ready(control_plane)
