@@ -149,7 +149,7 @@ async def test_a_reader_goes_with_its_agent(control_plane: FakeControlPlane, mac
     await eventually(lambda: readers(agent) not in ([], [reader]), what="another reader")
     driver.says(TWO_GPUS + "hang\n")
     agent.signal(signal.SIGKILL)
-    await eventually(lambda: agent.engine_processes() == [], timeout_s=5, what="no process left")
+    await eventually(lambda: agent.engine_processes() == [], what="no process left")
 
 
 async def test_without_a_driver_or_a_library_there_are_no_figures(
